@@ -1,0 +1,94 @@
+"""Checks of arguments, in one place. Messages name the argument, the rule and the value got."""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tqindex.errors import ArgumentError, VectorError
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+#: int32 sums of dim products of two int8 levels, doubled for 8 bits, stay exact up to this width.
+MAX_DIM = 65_536
+#: Squared norms and scales stay inside float32 up to this norm.
+MAX_NORM = 2.0**60
+
+
+def check_integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Return `value` as int if it is an integer in [low, high]; bools and floats are not."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise ArgumentError(f"{name} must be an integer, got {value!r}")
+    if value < low or (high is not None and value > high):
+        rule = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise ArgumentError(f"{name} must be {rule}, got {value}")
+    return int(value)
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> Any:
+    """Return `value` if it is one of `choices`."""
+    if isinstance(value, bool) or value not in choices:
+        listed = ", ".join(str(choice) for choice in choices)
+        raise ArgumentError(f"{name} must be one of {listed}; got {value!r}")
+    return value
+
+
+def as_rows(vectors: Any, dim: int, name: str = "vectors", first_row: int = 0) -> Float32Array:
+    """Return `vectors` as C-contiguous finite float32 of shape (n, dim).
+
+    Parameters
+    ----------
+    vectors : array-like of float16, float32 or float64, shape (n, dim) or (dim,)
+    dim : int
+    name : str
+        What messages call it.
+    first_row : int
+        Added to the row numbers in messages, for callers that pass one block of many.
+
+    Raises
+    ------
+    VectorError
+        Wrong dtype, wrong width, NaN or inf (float64 that overflows float32 included).
+    """
+    rows = as_array(vectors)
+    if rows.dtype.kind != "f" or rows.dtype.itemsize > 8:
+        raise VectorError(f"{name} must be float16, float32 or float64, got {rows.dtype}")
+    if rows.ndim == 1:
+        rows = rows[np.newaxis]
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise VectorError(f"{name} must have {dim} columns (n, {dim}), got shape {tuple(np.shape(vectors))}")
+    with np.errstate(over="ignore"):
+        rows = np.ascontiguousarray(rows, dtype=np.float32)
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        value = rows[row][~np.isfinite(rows[row])][0]
+        raise VectorError(f"{name} must be finite in float32, got {value} in row {first_row + row}")
+    return rows
+
+
+def as_array(vectors: Any) -> npt.NDArray[Any]:
+    """Return `vectors` as an ndarray: arrays and h5py datasets as they are, else through DLPack or NumPy."""
+    if isinstance(vectors, np.ndarray):
+        return vectors
+    if hasattr(vectors, "__dlpack__") and not hasattr(vectors, "__array__"):
+        return np.from_dlpack(vectors)
+    return np.asarray(vectors)
+
+
+def check_norms(norms: npt.NDArray[np.float64], name: str, first_row: int = 0) -> None:
+    """Refuse norms whose squares leave float32."""
+    if norms.size and norms.max() > MAX_NORM:
+        row = int(np.argmax(norms > MAX_NORM))
+        raise VectorError(
+            f"{name} must have norms of at most 2**60 after centring, got {norms[row]:.3g} in row {first_row + row}"
+        )
+
+
+def check_nonzero(norms: npt.NDArray[np.float64], name: str, first_row: int = 0) -> None:
+    """Refuse zero vectors, which have no direction for metric='cosine'."""
+    if norms.size and norms.min() == 0.0:
+        row = int(np.argmin(norms))
+        raise VectorError(f"{name} must not be zero under metric='cosine', got a zero vector in row {first_row + row}")

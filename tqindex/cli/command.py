@@ -1,0 +1,162 @@
+"""Commands: thin over the library."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tqindex.checks import check_choice, check_integer
+from tqindex.cli import output
+from tqindex.cli.build import build_index
+from tqindex.cli.hits import check_output, write_hits
+from tqindex.codec.codec import METRICS
+from tqindex.errors import TQIndexError, VectorError
+from tqindex.index.index import MAX_K
+from tqindex.readers import open_vectors
+from tqindex.readers.truth import measure_recall
+from tqindex.storage import load, verify
+from tqindex.storage.save import check_target
+
+_INTERRUPTED = 130
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return the exit code: 0, 2 for wrong input, 130 after Ctrl-C."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        code = cli.main(args=arguments, prog_name="tqindex", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        click.echo(f"Error: {error.format_message()}", err=True)
+        return error.exit_code
+    except TQIndexError as error:
+        click.echo(f"Error: {error}", err=True)
+        return 2
+    except OSError as error:
+        click.echo(f"Error: {error.filename or 'system'}: {error.strerror or error}", err=True)
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted: nothing was changed.", err=True)
+        return _INTERRUPTED
+    return code if isinstance(code, int) else 0
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tqindex")
+def cli() -> None:
+    """Build and search vector indexes that need no training."""
+
+
+_threads = click.option("--threads", type=int, help="Threads to use; default: every CPU that the process may use.")
+_force = click.option("--force", is_flag=True, help="Replace an output that exists.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_dataset = click.option("--dataset", help="Which dataset of an HDF5 file holds the vectors.")
+
+
+@cli.command("build")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "target", type=click.Path(path_type=Path), help="Index directory; default: FILE.tq.")
+@_dataset
+@click.option("--bits", type=int, default=4, show_default=True, help="Bits per coordinate: 1, 2, 3, 4 or 8.")
+@click.option("--metric", help="cosine, ip or l2; default: what the file states, else cosine.")
+@click.option("--center", type=str, default="auto", show_default=True, help="auto: the mean of a sample; or none.")
+@click.option("--codec", default="mse", show_default=True, help="mse, or prod: one of the bits is a QJL sketch.")
+@click.option("--sketch", default="orthogonal", show_default=True, help="For prod: orthogonal or gaussian.")
+@click.option("--scale", default="unbiased", show_default=True, help="unbiased, or paper for comparison.")
+@click.option("--rotation", help="hadamard or dense; default: dense below 64 dimensions.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the rotation.")
+@_threads
+@_force
+def build_command(
+    file: Path,
+    target: Path | None,
+    dataset: str | None,
+    metric: str | None,
+    center: str,
+    threads: int | None,
+    force: bool,
+    **codec: Any,
+) -> None:
+    """Build an index from FILE (HDF5, .npy, .fbin or .fvecs).
+
+    The file is read once, in blocks; memory stays within the index plus a few blocks. HDF5 files in
+    ann-benchmarks form (train, test, neighbors, distances) are recognised. --center auto subtracts the mean of up
+    to 4,096 rows from vectors and queries, which makes scores more accurate; none is strictly data-oblivious.
+    """
+    target = file.with_suffix(".tq") if target is None else target
+    check_choice("--center", center, ("auto", "none"))
+    check_choice("--metric", metric, (None, *METRICS))
+    with open_vectors(file, dataset) as vectors:
+        check_target(target.absolute(), force)
+        chosen = metric or vectors.metric or "cosine"
+        kind = codec.pop("codec")
+        parameters = {"dim": vectors.shape[1], "kind": kind, **codec}
+        built = build_index(vectors, chosen, center == "auto", parameters, threads)
+        built.index.save(target, overwrite=force)
+        output.print_build(target, vectors, built)
+
+
+@cli.command("search")
+@click.argument("index", type=click.Path(path_type=Path))
+@click.argument("queries", type=click.Path(path_type=Path))
+@click.option("-k", type=int, default=10, show_default=True, help="Results per query.")
+@_dataset
+@click.option("--output", "target", type=click.Path(path_type=Path), help="Write ids and scores to this HDF5 file.")
+@_json
+@_threads
+@_force
+def search_command(
+    index: Path,
+    queries: Path,
+    k: int,
+    dataset: str | None,
+    target: Path | None,
+    as_json: bool,
+    threads: int | None,
+    force: bool,
+) -> None:
+    """Search INDEX for the vectors in QUERIES (`test` of an ann-benchmarks file).
+
+    Where QUERIES brings exact neighbours, recall is reported: a result counts when its true score is no worse
+    than that of the k-th neighbour.
+    """
+    check_integer("k", k, 1, MAX_K)
+    if target is not None:
+        check_output(target, force)
+    opened = load(index, mmap=False)
+    with open_vectors(queries, dataset, role="queries") as file:
+        if file.shape[1] != opened.dim:
+            raise VectorError(f"{queries} must have {opened.dim} columns as {index} has, got {file.shape[1]}")
+        rows = file[:]
+        opened.search(rows[:1], k, threads)  # compiles the kernels, so that the rate below is the search's
+        start = time.perf_counter()
+        result = opened.search(rows, k, threads)
+        seconds = time.perf_counter() - start
+        recall = measure_recall(file, result.ids, opened.metric, len(opened))
+    if target is not None:
+        write_hits(target, result, opened.metric, recall)
+    if as_json:
+        output.print_hits_json(result, opened.metric, recall, seconds)
+    else:
+        output.print_hits(result, opened.metric, recall, seconds, target)
+
+
+@cli.command("info")
+@click.argument("index", type=click.Path(path_type=Path))
+@_json
+def info_command(index: Path, as_json: bool) -> None:
+    """Show what INDEX holds and what it costs per vector."""
+    output.print_info(index, load(index).info(), as_json)
+
+
+@cli.command("verify")
+@click.argument("index", type=click.Path(path_type=Path))
+def verify_command(index: Path) -> None:
+    """Check every file of INDEX against its checksum."""
+    found = verify(index)
+    output.print_verified(index, found)

@@ -1,0 +1,82 @@
+"""Encoded vectors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tqindex.errors import ArgumentError
+
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """Vectors as a `Codec` stores them: packed codes and the side numbers of each row.
+
+    Attributes
+    ----------
+    packed : uint8 (n, code_size), code_size = ceil(dim * bits / 8)
+    scales : float32 (n,), s of DESIGN: the estimate is s <R q', z> + ...
+    sketch_scales : float32 (n,) or None, g; kind "prod" only
+    offsets : float32 (n,) or None, b_x: the part of the score that is stored exactly
+    metric : {"ip", "cosine", "l2"}, what `offsets` are for and whether vectors were normalised
+    """
+
+    packed: npt.NDArray[np.uint8]
+    scales: Float32Array
+    sketch_scales: Float32Array | None = None
+    offsets: Float32Array | None = None
+    metric: str = "ip"
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def __getitem__(self, rows: slice | npt.NDArray[np.int64]) -> "Codes":
+        """Return the rows that a slice or an int64 array names."""
+        return Codes(
+            self.packed[rows],
+            self.scales[rows],
+            None if self.sketch_scales is None else self.sketch_scales[rows],
+            None if self.offsets is None else self.offsets[rows],
+            self.metric,
+        )
+
+    @property
+    def code_size(self) -> int:
+        """Bytes of one row's packed codes."""
+        return self.packed.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and side numbers."""
+        sides = (self.scales, self.sketch_scales, self.offsets)
+        return self.packed.nbytes + sum(side.nbytes for side in sides if side is not None)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Codes"]) -> "Codes":
+        """Join codes of one codec and metric.
+
+        Raises
+        ------
+        ArgumentError
+            No parts, or parts that differ in width, metric or side numbers.
+        """
+        if not parts:
+            raise ArgumentError("parts must hold at least one Codes, got none")
+        forms = {(part.code_size, part.metric, part.sketch_scales is None, part.offsets is None) for part in parts}
+        if len(forms) > 1:
+            raise ArgumentError(f"parts must come from one codec and metric, got {len(forms)} forms")
+        return cls(
+            np.concatenate([part.packed for part in parts]),
+            np.concatenate([part.scales for part in parts]),
+            _join([part.sketch_scales for part in parts]),
+            _join([part.offsets for part in parts]),
+            parts[0].metric,
+        )
+
+
+def _join(sides: Sequence[Float32Array | None]) -> Float32Array | None:
+    present = [side for side in sides if side is not None]
+    return np.concatenate(present) if present else None

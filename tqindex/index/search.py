@@ -1,0 +1,123 @@
+"""The search plan: which rows are scanned by which thread, and how their best are joined."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tqindex.codec import Codec
+from tqindex.codec.codec import QueryCodes
+from tqindex.index.segments import Segment
+from tqindex.kernels.scan import NO_ID, scan_rows
+from tqindex.kernels.threads import run_parallel
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+#: Rows of one task: short enough that Ctrl-C is answered soon.
+_CHUNK_ROWS = 4096
+#: Queries that one pass over the rows serves; their int8 levels stay in cache.
+_QUERY_BLOCK = 256
+
+
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    segment: Segment
+    start: int
+    stop: int
+
+
+def search_segments(
+    codec: Codec, segments: Sequence[Segment], queries: QueryCodes, k: int, threads: int
+) -> tuple[Float32Array, Int64Array]:
+    """Return the k best scores and ids per query, (nq, k), best first, ties by the smaller id.
+
+    Missing entries have score -inf and id -1. The result does not depend on `threads` or on the segments' cuts.
+    """
+    nq = len(queries.levels)
+    scores, ids = np.full((nq, k), -np.inf, np.float32), np.full((nq, k), -1, np.int64)
+    chunks = [
+        _Chunk(segment, start, min(start + _CHUNK_ROWS, segment.n))
+        for segment in segments
+        for start in range(0, segment.n, _CHUNK_ROWS)
+    ]
+    workers = min(threads, len(chunks))
+    found = min(k, sum(segment.n for segment in segments))
+    if not found or not nq:
+        return scores, ids
+    tables = _Tables(codec, queries)
+    for first in range(0, nq, _QUERY_BLOCK):
+        block = slice(first, min(first + _QUERY_BLOCK, nq))
+        shape = (workers, block.stop - block.start, found)
+        best_scores, best_ids = np.full(shape, -np.inf, np.float32), np.full(shape, NO_ID, np.int64)
+
+        def scan(worker: int, chunk: _Chunk) -> None:
+            tables.scan(chunk, block, best_scores[worker], best_ids[worker])  # noqa: B023 (runs within the loop)
+
+        run_parallel(chunks, workers, scan)
+        scores[block, :found], ids[block, :found] = _join(best_scores, best_ids, found)
+    return scores, ids
+
+
+class _Tables:
+    """What `scan_rows` needs of codec and queries, in the form it takes."""
+
+    def __init__(self, codec: Codec, queries: QueryCodes) -> None:
+        book = codec.codebook
+        self.bits = codec.bits
+        self.half_step = bool(book.offset)
+        # One level per combined code; the sketch's sign is the lowest bit.
+        self.levels = np.repeat(book.levels, 2) if codec.kind == "prod" else book.levels
+        self.queries = queries
+        self.query_levels = _pad(queries.levels)
+        if queries.sketch_levels is None or queries.sketch_steps is None:
+            self.sketch_levels = np.empty((0, 0), np.int8)
+            self.sketch_steps = np.empty(0, np.float32)
+        else:
+            self.sketch_levels, self.sketch_steps = _pad(queries.sketch_levels), queries.sketch_steps
+
+    def scan(self, chunk: _Chunk, block: slice, best_scores: Float32Array, best_ids: Int64Array) -> None:
+        """Score one chunk of rows against one block of queries."""
+        rows = chunk.segment.rows
+        scan_rows(
+            _read_only(rows.planes),
+            _read_only(rows.scales),
+            _read_only(rows.sketch_scales),
+            _read_only(rows.offsets),
+            _read_only(chunk.segment.ids),
+            chunk.segment.first_id,
+            chunk.start,
+            chunk.stop,
+            self.bits,
+            self.levels,
+            self.half_step,
+            self.query_levels[block],
+            self.queries.steps[block],
+            self.queries.sums[block],
+            self.queries.biases[block],
+            self.sketch_levels[block],
+            self.sketch_steps[block],
+            best_scores,
+            best_ids,
+        )
+
+
+def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return a view in the one form for which the kernel is compiled, whether memory is ours or a mapped file's."""
+    view = array.view(np.ndarray)
+    view.flags.writeable = False
+    return view
+
+
+def _pad(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+    """Pad to whole bytes of code planes; zeros add nothing to a product."""
+    return np.ascontiguousarray(np.pad(levels, ((0, 0), (0, -levels.shape[1] % 8))))
+
+
+def _join(scores: Float32Array, ids: Int64Array, k: int) -> tuple[Float32Array, Int64Array]:
+    """Join the workers' best, (workers, nq, k), and sort: larger score first, then smaller id."""
+    scores, ids = np.concatenate(list(scores), axis=1), np.concatenate(list(ids), axis=1)
+    order = np.lexsort((ids, -scores), axis=1)[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)

@@ -1,0 +1,143 @@
+"""The rows of an index: immutable segments and one growing tail."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from tqindex.codec import Codec
+from tqindex.kernels.rows import EncodedRows
+
+Int64Array = npt.NDArray[np.int64]
+
+#: A segment is full at this many bytes of codes, side numbers and ids.
+SEGMENT_BYTES = 64 * 2**20
+#: Rows are allotted by multiples of this, so that arrays on disk start at multiples of 64 bytes.
+ROW_MULTIPLE = 64
+_FIRST_CAPACITY = 1024
+_ID_BYTES = 8
+NO_IDS: Int64Array = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Rows that no longer change.
+
+    Attributes
+    ----------
+    rows : EncodedRows, with at least n rows; those past n are zero and belong to nobody
+    ids : int64, one per row, or (0,) where row i has id first_id + i
+    first_id : int
+    n : int
+    file : str
+        Name of the file that holds the segment, empty while there is none.
+    """
+
+    rows: EncodedRows
+    ids: Int64Array
+    first_id: int
+    n: int
+    file: str = ""
+
+    def all_ids(self) -> Int64Array:
+        """Return the ids of all rows, int64 (n,)."""
+        if self.ids.size:
+            return self.ids[: self.n]
+        return np.arange(self.first_id, self.first_id + self.n, dtype=np.int64)
+
+    @property
+    def id_bytes(self) -> int:
+        """Bytes of stored ids; generated ones need none."""
+        return _ID_BYTES * self.n if self.ids.size else 0
+
+
+def segment_capacity(codec: Codec, metric: str) -> int:
+    """Rows of a full segment; depends on the codec alone, so that batches leave no trace."""
+    one = EncodedRows.allocate(codec, metric, 1)
+    rows = SEGMENT_BYTES // (one.planes.nbytes + one.side_bytes + _ID_BYTES)
+    return max(rows // ROW_MULTIPLE, 1) * ROW_MULTIPLE
+
+
+@dataclass
+class RowSet:
+    """A state of the index's rows. `append` on a `draft` leaves the state it was drafted from as it is.
+
+    Attributes
+    ----------
+    segments : full or saved segments, in the order of their rows
+    tail : the growing segment, or None; its arrays may be longer than its n
+    next_id : int
+        The next generated id: one more than the largest id ever given.
+    """
+
+    codec: Codec
+    metric: str
+    segments: list[Segment] = field(default_factory=list)
+    tail: Segment | None = None
+    next_id: int = 0
+
+    def draft(self) -> "RowSet":
+        """Return a state to append to. The tail's arrays are shared: rows past its n are not yet anybody's."""
+        return replace(self, segments=list(self.segments))
+
+    def all_segments(self) -> list[Segment]:
+        """Return segments and tail."""
+        return [*self.segments, self.tail] if self.tail is not None else list(self.segments)
+
+    def __len__(self) -> int:
+        return sum(segment.n for segment in self.all_segments())
+
+    def append(self, rows: EncodedRows, ids: Int64Array | None) -> None:
+        """Append rows with caller ids, int64 (n,), or generated ones."""
+        start, n = 0, len(rows)
+        capacity = segment_capacity(self.codec, self.metric)
+        while start < n:
+            used = self.tail.n if self.tail is not None else 0
+            stop = min(n, start + capacity - used)
+            part_ids = None if ids is None else ids[start:stop]
+            self._append_to_tail(rows[start:stop], part_ids, capacity)
+            self.next_id = max(self.next_id, (self.next_id + stop - start) if ids is None else int(ids.max()) + 1)
+            start = stop
+            if self.tail is not None and self.tail.n == capacity:
+                self.seal_tail()
+
+    def seal_tail(self) -> None:
+        """Make the tail a segment like the others."""
+        if self.tail is not None:
+            self.segments.append(self.tail)
+            self.tail = None
+
+    def _append_to_tail(self, rows: EncodedRows, ids: Int64Array | None, capacity: int) -> None:
+        n = len(rows)
+        tail = self.tail
+        if tail is None:
+            first_id = self.next_id if ids is None else 0
+            tail = Segment(EncodedRows.allocate(self.codec, self.metric, 0), NO_IDS, first_id, 0)
+        total = tail.n + n
+        if total > len(tail.rows):
+            tail = self._grow(tail, min(max(2 * len(tail.rows), total, _FIRST_CAPACITY), capacity))
+        rows.copy_to(tail.rows[tail.n : total])
+        follows = ids is None and not tail.ids.size and tail.first_id + tail.n == self.next_id
+        if not follows:
+            tail = self._with_ids(tail)
+            given = np.arange(self.next_id, self.next_id + n, dtype=np.int64) if ids is None else ids
+            tail.ids[tail.n : total] = given
+        self.tail = replace(tail, n=total)
+
+    def _grow(self, tail: Segment, capacity: int) -> Segment:
+        capacity = -(-capacity // ROW_MULTIPLE) * ROW_MULTIPLE
+        rows = EncodedRows.allocate(self.codec, self.metric, capacity)
+        tail.rows[: tail.n].copy_to(rows[: tail.n])
+        ids = tail.ids
+        if ids.size:
+            ids = np.zeros(capacity, np.int64)
+            ids[: tail.n] = tail.ids[: tail.n]
+        return replace(tail, rows=rows, ids=ids)
+
+    def _with_ids(self, tail: Segment) -> Segment:
+        """Give the tail stored ids, where its ids are still a range."""
+        if tail.ids.size:
+            return tail
+        ids = np.zeros(len(tail.rows), np.int64)
+        ids[: tail.n] = tail.all_ids()
+        return replace(tail, ids=ids)

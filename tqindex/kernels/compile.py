@@ -1,0 +1,92 @@
+"""The decorator of every kernel: compiled on first call, without the GIL, kept on disk.
+
+Numba's own cache sits beside the source, misses a change in another file that a kernel calls, and its entries
+are pickles. Ours is a private folder, named by a hash of all kernel sources and the versions of Numba and
+llvmlite; where no such folder can be had, kernels are compiled in memory in every process, and the log says so.
+"""
+
+import functools
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import llvmlite
+import numba
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_log = logging.getLogger("tqindex")
+
+
+def kernel(function: _Function) -> _Function:
+    """Compile `function` in nopython mode, without fastmath, so that arithmetic stays as it is written."""
+    dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
+    if cache_folder() is not None and not numba.config.DISABLE_JIT:
+        dispatcher._cache = _KernelCache(function)  # what Numba's cache=True does, with our folder
+    return cast(_Function, dispatcher)
+
+
+@functools.cache
+def cache_folder() -> Path | None:
+    """Return the folder of compiled kernels, made if need be; None where none is private and writable.
+
+    TQINDEX_CACHE_DIR overrides the place, which is `tqindex` in XDG_CACHE_HOME or ~/.cache.
+    """
+    base = os.environ.get("TQINDEX_CACHE_DIR")
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        root = Path(base) if base else Path(home).expanduser() / "tqindex"
+        folder = root / f"kernels-{_source_hash()[:16]}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        _log.warning("compiled kernels are not kept: no cache folder can be made (%s)", error)
+        return None
+    if not _is_private(folder):
+        _log.warning("compiled kernels are not kept: %s is not private and writable", folder)
+        return None
+    return folder
+
+
+def _is_private(folder: Path) -> bool:
+    """Entries are pickles: nobody else may write them."""
+    if os.name == "posix":
+        status = folder.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+@functools.cache
+def _source_hash() -> str:
+    digest = hashlib.sha256(f"numba {numba.__version__} llvmlite {llvmlite.__version__}".encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()
+
+
+class _KernelLocator(_CacheLocator):  # type: ignore[misc]
+    """Points Numba's cache at our folder; the folder's name already tells sources apart."""
+
+    def get_cache_path(self) -> str:
+        return str(cache_folder())
+
+    def get_source_stamp(self) -> str:
+        return _source_hash()
+
+    def get_disambiguator(self) -> str:
+        return ""
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> "_KernelLocator":  # noqa: ARG003
+        return cls()
+
+
+class _KernelCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = (_KernelLocator,)
+
+
+class _KernelCache(FunctionCache):  # type: ignore[misc]
+    _impl_class = _KernelCacheImpl

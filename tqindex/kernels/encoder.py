@@ -1,0 +1,84 @@
+"""Drives the encoding kernels over blocks of rows and threads."""
+
+import numpy as np
+import numpy.typing as npt
+
+from tqindex.checks import check_nonzero, check_norms
+from tqindex.codec import Codec
+from tqindex.codec.rotation import HadamardRotation, MatrixProjection
+from tqindex.kernels.encode import (
+    centre_rows,
+    normalise_rows,
+    pack_rows,
+    quantise_rows,
+    scale_rows,
+    sketch_rows,
+    subtract_levels,
+)
+from tqindex.kernels.rotate import project_rows, rotate_rows
+from tqindex.kernels.rows import EncodedRows, has_offsets
+from tqindex.kernels.threads import run_parallel
+
+Float32Array = npt.NDArray[np.float32]
+#: Rows that one task encodes: small enough to stay in cache, many enough to outweigh the calls.
+BLOCK_ROWS = 256
+
+
+def encode_rows(
+    codec: Codec, rows: Float32Array, metric: str, out: EncodedRows, threads: int, first_row: int = 0
+) -> None:
+    """Encode rows, checked float32 (n, dim), into `out`; equal to `codec.encode` for any number of threads.
+
+    Raises
+    ------
+    VectorError
+        A zero vector under "cosine", or a norm above 2**60; the message counts rows from `first_row`.
+    """
+    n = len(rows)
+    lengths, norms = np.ones(n), np.empty(n)
+    blocks = [slice(start, min(start + BLOCK_ROWS, n)) for start in range(0, n, BLOCK_ROWS)]
+
+    def encode_block(_: int, block: slice) -> None:
+        work = rows[block].copy()
+        if metric == "cosine":
+            normalise_rows(work, lengths[block], np.empty(codec.dim))
+        _encode_block(codec, metric, work, norms[block], out[block])
+
+    run_parallel(blocks, threads, encode_block)
+    check_nonzero(lengths, "vectors", first_row)
+    check_norms(norms, "vectors", first_row)
+
+
+def _encode_block(
+    codec: Codec, metric: str, rows: Float32Array, norms: npt.NDArray[np.float64], out: EncodedRows
+) -> None:
+    """Encode one block; overwrites rows."""
+    book, scratch = codec.codebook, np.empty(codec.dim)
+    unbiased = codec.scale == "unbiased"
+    along = np.empty(len(rows))
+    center = np.empty(0, np.float32) if codec.center is None else codec.center
+    centre_rows(rows, center, norms, along, scratch)
+    if has_offsets(codec, metric):
+        with np.errstate(over="ignore"):  # the caller refuses such norms by their own message
+            out.offsets[:] = -0.5 * (norms * norms) if metric == "l2" else along
+    _project(codec.rotate, rows)
+    codes = np.empty((len(rows), 8 * (out.planes.shape[1] // codec.bits)), np.uint8)
+    quantise_rows(rows, norms, book.boundaries, book.step if book.offset else 0.0, codes)
+    if codec.sketch_projection is None:
+        scale_rows(rows, norms, codes, book.levels, book.step, book.offset, unbiased, out.scales, scratch)
+    else:
+        squares = np.empty(len(rows))
+        subtract_levels(rows, norms, codes, book.levels, book.step, unbiased, out.scales, squares, scratch)
+        _project(codec.sketch_projection, rows)
+        gaussian = codec.sketch == "gaussian"
+        sketch_rows(rows, norms, squares, gaussian, codes, out.sketch_scales, scratch)
+    pack_rows(codes, codec.bits, out.planes)
+
+
+def _project(projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> None:
+    """Apply a projection to rows in place."""
+    scratch = np.empty(rows.shape[1], np.float32)
+    if isinstance(projection, HadamardRotation):
+        rotate_rows(rows, projection.permutations, projection.signs, scratch)
+    else:
+        project_rows(rows, projection.columns, scratch)

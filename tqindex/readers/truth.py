@@ -1,0 +1,97 @@
+"""Recall against the exact neighbours that a query file brings."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tqindex.readers.base import VectorFile
+
+Int64Array = npt.NDArray[np.int64]
+Float64Array = npt.NDArray[np.float64]
+
+_BLOCK_ROWS = 4096
+#: Distances in a file are float32: a listed distance this close to the k-th, relatively, ties with it.
+_TIE = 1e-6
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Share of the k exact neighbours found, ties counted as found.
+
+    Attributes
+    ----------
+    value : float, None where it cannot be told
+    k : int
+    why : str
+        How scores were compared, or why there is no value.
+    """
+
+    value: float | None
+    k: int
+    why: str
+
+
+def measure_recall(queries: VectorFile, ids: Int64Array, metric: str, n: int) -> Recall:
+    """Compare results with the exact neighbours in the query file.
+
+    A result counts when its true score is no worse than that of the k-th exact neighbour (as ann-benchmarks
+    judges). True scores come from the base vectors where the file holds them, else from its listed distances.
+
+    Parameters
+    ----------
+    queries : the open query file
+    ids : int64 (nq, k), row numbers of the base, -1 where missing
+    metric : the index's
+    n : number of vectors in the index
+    """
+    neighbors, distances = queries.neighbors, queries.distances
+    if neighbors is None:
+        return Recall(None, ids.shape[1], "the query file has no exact neighbours")
+    k = min(ids.shape[1], neighbors.shape[1], n)
+    if queries.metric not in (None, metric):
+        return Recall(None, k, f"the file's neighbours are for metric {queries.metric}, the index has {metric}")
+    neighbors, ids = neighbors[:, :k].astype(np.int64), ids[:, :k]
+    if k == 0 or neighbors.min() < 0 or neighbors.max() >= n:
+        return Recall(None, k, f"the file's neighbours name rows that are not in this index of {n}")
+    base = queries.base()
+    if base is not None:
+        with base:
+            if len(base) == n and base.shape[1] == queries.shape[1]:
+                return Recall(_by_scores(queries, base, neighbors, ids, metric), k, "by true scores")
+    listed = queries.neighbors
+    if distances is not None and listed is not None:
+        return Recall(_by_distances(listed, distances, ids, k), k, "by listed distances")
+    return Recall(float((ids[:, :, None] == neighbors[:, None, :]).any(axis=2).mean()), k, "by ids")
+
+
+def _by_distances(
+    neighbors: npt.NDArray[np.int64], distances: npt.NDArray[np.float64], ids: Int64Array, k: int
+) -> float:
+    last = distances[:, k - 1 : k].astype(np.float64)
+    good = np.where(distances <= last + np.abs(last) * _TIE, neighbors, -2)
+    return float((ids[:, :, None] == good[:, None, :]).any(axis=2).mean())
+
+
+def _by_scores(queries: VectorFile, base: VectorFile, neighbors: Int64Array, ids: Int64Array, metric: str) -> float:
+    """Score results and the k-th neighbours in float64 with the same arithmetic, so that equal vectors tie."""
+    wanted = np.concatenate([ids, neighbors], axis=1)
+    scores = np.full(wanted.shape, -np.inf)
+    query_rows = queries[:].astype(np.float64)
+    for start in range(0, len(base), _BLOCK_ROWS):
+        rows = base[start : start + _BLOCK_ROWS].astype(np.float64)
+        q, place = np.nonzero((wanted >= start) & (wanted < start + len(rows)))
+        scores[q, place] = _true_scores(query_rows[q], rows[wanted[q, place] - start], metric)
+    found, exact = scores[:, : ids.shape[1]], scores[:, ids.shape[1] :]
+    # The k-th best of the listed neighbours; listed in another order, the worst of them is still it.
+    return float((found >= exact.min(axis=1, keepdims=True)).mean())
+
+
+def _true_scores(queries: Float64Array, rows: Float64Array, metric: str) -> Float64Array:
+    if metric == "l2":
+        return -((queries - rows) ** 2).sum(axis=1)
+    products = (queries * rows).sum(axis=1)
+    if metric == "cosine":
+        # Queries' norms do not change the order; rows of norm 0 are not in a cosine index.
+        return np.asarray(products / np.sqrt((rows * rows).sum(axis=1)))
+    return np.asarray(products)

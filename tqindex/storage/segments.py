@@ -1,0 +1,122 @@
+"""Segment files: safetensors whose arrays start at multiples of 64 bytes, so that they can be mapped.
+
+The safetensors library writes them. Its reader copies, so the header is read here: eight bytes of length, JSON,
+then the data.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save
+
+from tqindex.codec import Codec
+from tqindex.errors import CorruptIndexError, StorageError
+from tqindex.index.segments import NO_IDS, ROW_MULTIPLE, Segment
+from tqindex.kernels.rows import EncodedRows
+from tqindex.storage.manifest import SegmentEntry
+
+_ALIGNMENT = 64
+_LENGTH_BYTES = 8
+_MAX_HEADER = 2**20
+_DTYPES = {"U8": np.dtype("<u1"), "F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+
+
+def segment_to_bytes(segment: Segment) -> bytes:
+    """Return a segment as the content of a file; rows are padded with zeros to a multiple of 64."""
+    padded = -(-segment.n // ROW_MULTIPLE) * ROW_MULTIPLE
+    tensors = {
+        "planes": segment.rows.planes,
+        "scales": segment.rows.scales,
+        "sketch_scales": segment.rows.sketch_scales,
+        "offsets": segment.rows.offsets,
+        "ids": segment.ids,
+    }
+    tensors = {name: _pad_rows(tensor, segment.n, padded) for name, tensor in tensors.items() if tensor.size}
+    content = save(tensors, {"pad": ""})
+    missing = -(_LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")) % _ALIGNMENT
+    return save(tensors, {"pad": " " * missing})
+
+
+def _pad_rows(tensor: npt.NDArray[Any], n: int, padded: int) -> npt.NDArray[Any]:
+    """Rows past n may hold what an add that failed left there."""
+    rows = tensor[:padded]
+    if rows[n:].any():
+        rows = rows.copy()
+        rows[n:] = 0
+    return rows
+
+
+def read_segment(directory: Path, entry: SegmentEntry, codec: Codec, metric: str, mmap: bool) -> Segment:
+    """Open a segment file; without `mmap` it is read whole and its checksum compared.
+
+    Raises
+    ------
+    CorruptIndexError
+        The file is missing, truncated, altered, or not of the form that the manifest says.
+    StorageError
+        It cannot be read.
+    """
+    path = directory / entry.file
+    content = _open(path, entry, mmap)
+    tensors = _parse(path, content)
+    padded = -(-entry.n // ROW_MULTIPLE) * ROW_MULTIPLE
+    form = EncodedRows.allocate(codec, metric, 1)
+    rows = EncodedRows(
+        _take(path, tensors, "planes", np.uint8, (padded, form.planes.shape[1])),
+        _take(path, tensors, "scales", np.float32, (padded,)),
+        _take(path, tensors, "sketch_scales", np.float32, (padded * len(form.sketch_scales),)),
+        _take(path, tensors, "offsets", np.float32, (padded * len(form.offsets),)),
+    )
+    ids = NO_IDS if entry.first_id is not None else _take(path, tensors, "ids", np.int64, (padded,))
+    return Segment(rows, ids, entry.first_id or 0, entry.n, entry.file)
+
+
+def _open(path: Path, entry: SegmentEntry, mmap: bool) -> npt.NDArray[np.uint8]:
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise CorruptIndexError(f"{path} is missing or not a plain file")
+        size = path.stat().st_size
+        if size != entry.bytes:
+            raise CorruptIndexError(f"{path} is truncated or altered: it must have {entry.bytes} bytes, got {size}")
+        content: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, "r") if mmap else np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
+    if not mmap and hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise CorruptIndexError(f"{path} is altered: its checksum does not match the manifest's")
+    return content
+
+
+def _parse(path: Path, content: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+    """Return the file's arrays as views of its content; every number is checked before it is used."""
+    length = int.from_bytes(content[:_LENGTH_BYTES].tobytes(), "little")
+    start = _LENGTH_BYTES + length
+    if length > _MAX_HEADER or start > len(content):
+        raise CorruptIndexError(f"{path} is altered: its header cannot have {length} bytes")
+    try:
+        header = json.loads(content[_LENGTH_BYTES:start].tobytes())
+        return {name: _view(content[start:], **fields) for name, fields in header.items() if name != "__metadata__"}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CorruptIndexError(f"{path} is altered: its header cannot be used ({error})") from error
+
+
+def _view(data: npt.NDArray[np.uint8], dtype: str, shape: list[int], data_offsets: list[int]) -> npt.NDArray[Any]:
+    first, last = data_offsets
+    if not 0 <= first <= last <= len(data) or any(size < 0 for size in shape):
+        raise ValueError(f"data_offsets {data_offsets} do not fit {len(data)} bytes")
+    return data[first:last].view(_DTYPES[dtype]).reshape(shape)
+
+
+def _take(
+    path: Path, tensors: dict[str, npt.NDArray[Any]], name: str, dtype: type, shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    if not np.prod(shape):
+        return np.empty(shape, dtype)
+    tensor = tensors.get(name)
+    if tensor is None or tensor.shape != shape or tensor.dtype != dtype:
+        found = "nothing" if tensor is None else f"{tensor.dtype} {tensor.shape}"
+        raise CorruptIndexError(f"{path} must hold {name} as {np.dtype(dtype)} {shape}, got {found}")
+    return tensor
