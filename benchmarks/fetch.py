@@ -19,8 +19,8 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
-from tqindex.bench.exact import METRICS, exact_neighbors
 
+from tqindex.bench.exact import METRICS, exact_neighbors
 from tqindex.errors import FileFormatError, TQIndexError
 
 # Called with the bytes of the file that are here and, where the server says, the bytes of the whole.

@@ -25,9 +25,9 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+
 from tqindex.bench import fetch
 from tqindex.bench.exact import row_blocks, write_ann_hdf5
-
 from tqindex.errors import TQIndexError
 
 NEIGHBORS = 100  # per query, as in ann-benchmarks

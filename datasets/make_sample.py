@@ -12,8 +12,8 @@ import click
 import h5py
 import numpy as np
 import numpy.typing as npt
-from tqindex.bench.exact import write_ann_hdf5
 
+from tqindex.bench.exact import write_ann_hdf5
 from tqindex.errors import TQIndexError
 
 ROWS = 10_000

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+
 from tqindex.bench import fetch
 from tqindex.bench.exact import exact_neighbors, write_ann_hdf5
-
 from tqindex.errors import FileFormatError
 
 DATASETS = Path(__file__).parent.parent / "datasets"

@@ -6,8 +6,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from tqindex.bench.exact import exact_neighbors, write_ann_hdf5
 
+from tqindex.bench.exact import exact_neighbors, write_ann_hdf5
 from tqindex.errors import ArgumentError, VectorError
 
 

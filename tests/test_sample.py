@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 from click.testing import CliRunner
+
 from tqindex.bench.exact import exact_neighbors
 
 DATASETS = Path(__file__).parent.parent / "datasets"

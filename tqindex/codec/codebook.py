@@ -61,7 +61,7 @@ class Codebook:
     @property
     def values(self) -> Float64Array:
         """float64 (2**bits,): what each code stands for."""
-        return self.step * (self.levels + self.offset)
+        return self.step * (self.levels.astype(np.float64) + self.offset)
 
     def get_config(self) -> dict[str, Any]:
         """Return the codebook as JSON types: centroids in units of 2**-20, and the distortion."""
@@ -107,7 +107,8 @@ class SphereLaw:
         half = (theta[1:] - theta[:-1]) / 2.0
         middle = (theta[1:] + theta[:-1]) / 2.0
         nodes = middle[:, np.newaxis] + half[:, np.newaxis] * _NODES
-        return half * (np.cos(nodes) ** (self.dim - 2) * _WEIGHTS).sum(axis=1)
+        integrals: Float64Array = half * (np.cos(nodes) ** (self.dim - 2) * _WEIGHTS).sum(axis=1)
+        return integrals
 
     def masses(self, edges: Float64Array) -> Float64Array:
         """Probability of each cell between neighbouring edges."""
@@ -152,7 +153,8 @@ def _grid_centroids(law: SphereLaw) -> Float64Array:
         else:
             high = step
     # An even multiple of 2**-20, so that the half step keeps every centroid a multiple.
-    return np.rint(low * _RESOLUTION / 2.0) * 2.0 / _RESOLUTION * places
+    step = float(np.rint(low * _RESOLUTION / 2.0) * 2.0 / _RESOLUTION)
+    return np.asarray(places * step, dtype=np.float64)
 
 
 def _from_centroids(bits: int, centroids: Float64Array, distortion: float) -> Codebook:

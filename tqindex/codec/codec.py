@@ -217,7 +217,7 @@ class Codec:
         residuals = y - (factors * book.step).astype(np.float32)[:, np.newaxis] * levels.astype(np.float32)
         signs, sketch_factors = self._sketch_residuals(residuals)
         signs[norms == 0.0] = 0
-        combined = (codes << 1) | signs
+        combined = ((codes << 1) | signs).astype(np.uint8)
         return combined, _side(lengths * factors, norms), _side(lengths * sketch_factors, norms)
 
     def _sketch_residuals(self, residuals: Float32Array) -> tuple[npt.NDArray[np.uint8], Float64Array]:
@@ -314,10 +314,11 @@ class Codec:
         if self.codebook.offset:
             products = 2 * products + queries.sums[:, np.newaxis]
         scores = codes.scales * (queries.steps[:, np.newaxis] * products.astype(np.float32))
-        if queries.sketch_levels is not None and queries.sketch_steps is not None:
+        sketch_scales = codes.sketch_scales
+        if queries.sketch_levels is not None and queries.sketch_steps is not None and sketch_scales is not None:
             signs = (combined & 1).astype(np.int8) * np.int8(2) - np.int8(1)
             products = _integer_products(queries.sketch_levels, signs)
-            scores += codes.sketch_scales * (queries.sketch_steps[:, np.newaxis] * products.astype(np.float32))
+            scores += sketch_scales * (queries.sketch_steps[:, np.newaxis] * products.astype(np.float32))
         if codes.offsets is not None:
             scores += codes.offsets
         return cast(Float32Array, scores + queries.biases[:, np.newaxis])
@@ -362,4 +363,5 @@ def _check_center(center: npt.ArrayLike | None, dim: int) -> Float32Array | None
     row = as_rows(np.asarray(center, dtype=np.float32), dim, "center")
     if len(row) != 1:
         raise ArgumentError(f"center must have shape ({dim},), got {np.shape(center)}")
-    return row[0].copy()
+    first: Float32Array = row[0].copy()
+    return first

@@ -46,7 +46,7 @@ class Codes:
     @property
     def code_size(self) -> int:
         """Bytes of one row's packed codes."""
-        return self.packed.shape[1]
+        return int(self.packed.shape[1])
 
     @property
     def nbytes(self) -> int:

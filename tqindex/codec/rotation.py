@@ -143,11 +143,11 @@ def dense_rotation(dim: int, seed: int, key: int) -> MatrixProjection:
     return MatrixProjection(columns.astype(np.float32))
 
 
-def _householder(v: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], np.float64]:
+def _householder(v: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], float]:
     """Reflection that sends the first axis to the line of v: its normal, and 2 / |normal|^2."""
     # Adding the length with the sign of v[0] avoids cancellation; the random sign in front keeps the law.
     v[0] += np.copysign(np.sqrt(tree_sum(v * v)), v[0])
-    return v, 2.0 / tree_sum(v * v)
+    return v, 2.0 / float(tree_sum(v * v))
 
 
 def make_rotation(kind: str, dim: int, seed: int, key: int) -> HadamardRotation | MatrixProjection:

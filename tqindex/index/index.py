@@ -121,7 +121,9 @@ class Index:
     def __contains__(self, row_id: object) -> bool:
         if isinstance(row_id, bool) or not isinstance(row_id, int | np.integer):
             return False
-        return -(2**63) <= row_id < 2**63 and bool(self._find(np.array([row_id], np.int64))[0] >= 0)
+        if not 0 <= row_id < 2**63:
+            return False
+        return bool(self._find(np.array([row_id], np.int64))[0] >= 0)
 
     def __repr__(self) -> str:
         return f"<tqindex.Index: {len(self):,} vectors, metric={self.metric!r}, {self.codec!r}>"

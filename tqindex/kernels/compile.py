@@ -23,9 +23,10 @@ _log = logging.getLogger("tqindex")
 
 def kernel(function: _Function) -> _Function:
     """Compile `function` in nopython mode, without fastmath, so that arithmetic stays as it is written."""
-    dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
-    if cache_folder() is not None and not numba.config.DISABLE_JIT:
-        dispatcher._cache = _KernelCache(function)  # what Numba's cache=True does, with our folder
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    if hasattr(dispatcher, "_cache") and cache_folder() is not None:  # no such attribute under NUMBA_DISABLE_JIT
+        # What Numba's cache=True does, with our folder.
+        dispatcher._cache = cast(Any, _KernelCache)(function)
     return cast(_Function, dispatcher)
 
 
@@ -67,7 +68,7 @@ def _source_hash() -> str:
     return digest.hexdigest()
 
 
-class _KernelLocator(_CacheLocator):  # type: ignore[misc]
+class _KernelLocator(_CacheLocator):
     """Points Numba's cache at our folder; the folder's name already tells sources apart."""
 
     def get_cache_path(self) -> str:
@@ -84,9 +85,9 @@ class _KernelLocator(_CacheLocator):  # type: ignore[misc]
         return cls()
 
 
-class _KernelCacheImpl(CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes = (_KernelLocator,)
+class _KernelCacheImpl(CompileResultCacheImpl):
+    _locator_classes: list[type[object]] = [_KernelLocator]  # noqa: RUF012 (Numba's own declaration)
 
 
-class _KernelCache(FunctionCache):  # type: ignore[misc]
+class _KernelCache(FunctionCache):
     _impl_class = _KernelCacheImpl

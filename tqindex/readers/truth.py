@@ -1,6 +1,7 @@
 """Recall against the exact neighbours that a query file brings."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,9 +66,7 @@ def measure_recall(queries: VectorFile, ids: Int64Array, metric: str, n: int) ->
     return Recall(float((ids[:, :, None] == neighbors[:, None, :]).any(axis=2).mean()), k, "by ids")
 
 
-def _by_distances(
-    neighbors: npt.NDArray[np.int64], distances: npt.NDArray[np.float64], ids: Int64Array, k: int
-) -> float:
+def _by_distances(neighbors: npt.NDArray[Any], distances: npt.NDArray[Any], ids: Int64Array, k: int) -> float:
     last = distances[:, k - 1 : k].astype(np.float64)
     good = np.where(distances <= last + np.abs(last) * _TIE, neighbors, -2)
     return float((ids[:, :, None] == good[:, None, :]).any(axis=2).mean())
@@ -89,9 +88,9 @@ def _by_scores(queries: VectorFile, base: VectorFile, neighbors: Int64Array, ids
 
 def _true_scores(queries: Float64Array, rows: Float64Array, metric: str) -> Float64Array:
     if metric == "l2":
-        return -((queries - rows) ** 2).sum(axis=1)
+        return np.asarray(-((queries - rows) ** 2).sum(axis=1))
     products = (queries * rows).sum(axis=1)
     if metric == "cosine":
         # Queries' norms do not change the order; rows of norm 0 are not in a cosine index.
-        return np.asarray(products / np.sqrt((rows * rows).sum(axis=1)))
+        products = products / np.sqrt((rows * rows).sum(axis=1))
     return np.asarray(products)

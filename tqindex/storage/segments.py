@@ -22,20 +22,20 @@ from tqindex.storage.manifest import SegmentEntry
 _ALIGNMENT = 64
 _LENGTH_BYTES = 8
 _MAX_HEADER = 2**20
-_DTYPES = {"U8": np.dtype("<u1"), "F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("<u1"), "F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 
 def segment_to_bytes(segment: Segment) -> bytes:
     """Return a segment as the content of a file; rows are padded with zeros to a multiple of 64."""
     padded = -(-segment.n // ROW_MULTIPLE) * ROW_MULTIPLE
-    tensors = {
+    arrays: dict[str, npt.NDArray[Any]] = {
         "planes": segment.rows.planes,
         "scales": segment.rows.scales,
         "sketch_scales": segment.rows.sketch_scales,
         "offsets": segment.rows.offsets,
         "ids": segment.ids,
     }
-    tensors = {name: _pad_rows(tensor, segment.n, padded) for name, tensor in tensors.items() if tensor.size}
+    tensors = {name: _pad_rows(tensor, segment.n, padded) for name, tensor in arrays.items() if tensor.size}
     content = save(tensors, {"pad": ""})
     missing = -(_LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")) % _ALIGNMENT
     return save(tensors, {"pad": " " * missing})
@@ -85,7 +85,7 @@ def _open(path: Path, entry: SegmentEntry, mmap: bool) -> npt.NDArray[np.uint8]:
         content: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, "r") if mmap else np.fromfile(path, np.uint8)
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
-    if not mmap and hashlib.sha256(content).hexdigest() != entry.sha256:
+    if not mmap and hashlib.sha256(content.data).hexdigest() != entry.sha256:
         raise CorruptIndexError(f"{path} is altered: its checksum does not match the manifest's")
     return content
 
@@ -107,7 +107,8 @@ def _view(data: npt.NDArray[np.uint8], dtype: str, shape: list[int], data_offset
     first, last = data_offsets
     if not 0 <= first <= last <= len(data) or any(size < 0 for size in shape):
         raise ValueError(f"data_offsets {data_offsets} do not fit {len(data)} bytes")
-    return data[first:last].view(_DTYPES[dtype]).reshape(shape)
+    tensor: npt.NDArray[Any] = data[first:last].view(_DTYPES[dtype])
+    return tensor.reshape(shape)
 
 
 def _take(

@@ -1,0 +1,55 @@
+# Everything runs in a virtual environment that these targets make; nothing else is needed but Python >= 3.11.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SAMPLE := datasets/glove-100-10k.h5
+DEMO := build/demo.tq
+# A checkout's folder `datasets` must not shadow another package of that name.
+export PYTHONSAFEPATH := 1
+
+.PHONY: demo test lint typecheck wheel nightly accuracy clean
+
+$(VENV)/base: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/dev: $(VENV)/base
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/base
+	mkdir -p build
+	$(BIN)/tqindex build $(SAMPLE) --output $(DEMO) --force
+	$(BIN)/tqindex search $(DEMO) $(SAMPLE) -k 10 --output build/demo-hits.h5 --force
+
+test: lint typecheck
+	$(BIN)/python -m pytest -m 'not nightly'
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The wheel in an environment of its own, away from the clone: what a user gets.
+wheel: $(VENV)/dev
+	rm -rf build/wheel build/wheel-venv
+	$(BIN)/python -m build --wheel --outdir build/wheel . >/dev/null
+	$(PYTHON) -m venv build/wheel-venv
+	build/wheel-venv/bin/python -m pip install --quiet --disable-pip-version-check build/wheel/*.whl
+	cd / && $(CURDIR)/build/wheel-venv/bin/python -c 'import tqindex.gpu, tqindex.bench, tqindex; tqindex.Index'
+	cd / && $(CURDIR)/build/wheel-venv/bin/tqindex --version
+
+# mypy reads the installed wheel, as a user's mypy would.
+typecheck: wheel
+	$(BIN)/python -m mypy --python-executable build/wheel-venv/bin/python -p tqindex
+
+# Full-size promises: hours on a slow machine.
+nightly: $(VENV)/dev
+	$(BIN)/python -m pytest -m 'nightly or not nightly'
+
+# The README's accuracy table. FILE: an ann-benchmarks file.
+accuracy: $(VENV)/base
+	$(BIN)/python -m tqindex.bench.accuracy $(FILE)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
