@@ -4,7 +4,11 @@ import sys
 
 
 def main() -> None:
-    """Run the command; errors are one line on stderr and exit code 2."""
-    from tqindex.cli.command import run
+    """Run the command; errors are one line on stderr and exit code 2, 130 after Ctrl-C."""
+    try:
+        from tqindex.cli.command import run
 
-    sys.exit(run())
+        code = run()
+    except KeyboardInterrupt:  # while modules load, which takes a moment
+        code = 130
+    sys.exit(code)

@@ -2,24 +2,26 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tqindex.checks import check_choice, check_integer
+from tqindex.checks import MAX_DIM, check_choice, check_integer
 from tqindex.cli import output
 from tqindex.cli.build import build_index
 from tqindex.cli.hits import check_output, write_hits
-from tqindex.codec.codec import METRICS
+from tqindex.codec.codec import KINDS, METRICS
 from tqindex.errors import TQIndexError, VectorError
 from tqindex.index.index import MAX_K
-from tqindex.readers import open_vectors
+from tqindex.readers import VectorFile, open_vectors
 from tqindex.readers.truth import measure_recall
 from tqindex.storage import load, verify
 from tqindex.storage.save import check_target
 
+_WRONG_INPUT = 2
 _INTERRUPTED = 130
 
 
@@ -30,20 +32,34 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code = cli.main(args=arguments, prog_name="tqindex", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
-        return 2
+        return _WRONG_INPUT
     except click.ClickException as error:
-        click.echo(f"Error: {error.format_message()}", err=True)
-        return error.exit_code
+        return _fail(error.format_message())
     except TQIndexError as error:
-        click.echo(f"Error: {error}", err=True)
-        return 2
+        return _fail(str(error))
     except OSError as error:
-        click.echo(f"Error: {error.filename or 'system'}: {error.strerror or error}", err=True)
-        return 2
+        return _fail(f"{error.filename or 'system'}: {error.strerror or error}")
+    except MemoryError as error:
+        return _fail(f"not enough memory: {error}")
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted: nothing was changed.", err=True)
+        click.echo("Interrupted: nothing half-written is left.", err=True)
         return _INTERRUPTED
     return code if isinstance(code, int) else 0
+
+
+def _fail(message: str) -> int:
+    """Print an error as one line, whatever names of files hold."""
+    click.echo(f"Error: {' '.join(message.splitlines())}", err=True)
+    return _WRONG_INPUT
+
+
+@contextmanager
+def _naming(file: VectorFile) -> Iterator[None]:
+    """Say of vectors that cannot be used which file they are from."""
+    try:
+        yield
+    except VectorError as error:
+        raise VectorError(f"{file.path}: {error}") from error
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -88,15 +104,18 @@ def build_command(
     ann-benchmarks form (train, test, neighbors, distances) are recognised. --center auto subtracts the mean of up
     to 4,096 rows from vectors and queries, which makes scores more accurate; none is strictly data-oblivious.
     """
-    target = file.with_suffix(".tq") if target is None else target
     check_choice("--center", center, ("auto", "none"))
-    check_choice("--metric", metric, (None, *METRICS))
+    check_choice("--codec", codec["codec"], KINDS)
+    if metric is not None:
+        check_choice("--metric", metric, METRICS)
     with open_vectors(file, dataset) as vectors:
+        target = file.with_suffix(".tq") if target is None else target
         check_target(target.absolute(), force)
         chosen = metric or vectors.metric or "cosine"
         kind = codec.pop("codec")
-        parameters = {"dim": vectors.shape[1], "kind": kind, **codec}
-        built = build_index(vectors, chosen, center == "auto", parameters, threads)
+        dim = check_integer(f"{file}: number of columns", vectors.shape[1], 2, MAX_DIM)
+        with _naming(vectors):
+            built = build_index(vectors, chosen, center == "auto", {"dim": dim, "kind": kind, **codec}, threads)
         built.index.save(target, overwrite=force)
         output.print_build(target, vectors, built)
 
@@ -120,10 +139,10 @@ def search_command(
     threads: int | None,
     force: bool,
 ) -> None:
-    """Search INDEX for the vectors in QUERIES (`test` of an ann-benchmarks file).
+    """Search INDEX for the vectors in the file QUERIES.
 
-    Where QUERIES brings exact neighbours, recall is reported: a result counts when its true score is no worse
-    than that of the k-th neighbour.
+    Of an ann-benchmarks file `test` is taken. Where QUERIES brings exact neighbours, recall is reported: a result
+    counts when its true score is no worse than that of the k-th neighbour.
     """
     check_integer("k", k, 1, MAX_K)
     if target is not None:
@@ -131,12 +150,13 @@ def search_command(
     opened = load(index, mmap=False)
     with open_vectors(queries, dataset, role="queries") as file:
         if file.shape[1] != opened.dim:
-            raise VectorError(f"{queries} must have {opened.dim} columns as {index} has, got {file.shape[1]}")
+            raise VectorError(f"{queries}: vectors must have {opened.dim} columns as {index} has, got {file.shape[1]}")
         rows = file[:]
-        opened.search(rows[:1], k, threads)  # compiles the kernels, so that the rate below is the search's
-        start = time.perf_counter()
-        result = opened.search(rows, k, threads)
-        seconds = time.perf_counter() - start
+        with _naming(file):
+            opened.search(rows[:1], k, threads)  # compiles the kernels, so that the rate below is the search's
+            start = time.perf_counter()
+            result = opened.search(rows, k, threads)
+            seconds = time.perf_counter() - start
         recall = measure_recall(file, result.ids, opened.metric, len(opened))
     if target is not None:
         write_hits(target, result, opened.metric, recall)

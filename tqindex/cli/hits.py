@@ -1,19 +1,21 @@
 """Search results as an HDF5 file."""
 
-import os
+import io
+import stat
 from pathlib import Path
 
 from tqindex.errors import MissingFileError, StorageError
 from tqindex.index import SearchResult
 from tqindex.readers.truth import Recall
+from tqindex.storage.files import storage_errors, write_file
 
 
 def check_output(target: Path, force: bool) -> None:
     """Refuse an output that cannot be written, before the search is run."""
     if not target.parent.is_dir():
         raise MissingFileError(f"{target.parent} must be a folder that exists, to write {target.name} into")
-    if target.is_dir():
-        raise StorageError(f"{target} must be a file, got a directory")
+    if target.exists() and not target.is_file():
+        raise StorageError(f"{target} must be a regular file, got {stat.filemode(target.stat().st_mode)}")
     if target.exists() and not force:
         raise StorageError(f"{target} exists: pass --force to replace it")
 
@@ -22,17 +24,12 @@ def write_hits(target: Path, result: SearchResult, metric: str, recall: Recall) 
     """Write datasets `ids` int64 and `scores` float32, (nq, k), whole or not at all."""
     import h5py
 
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(temporary, "w") as file:
-            file["ids"], file["scores"] = result.ids, result.scores
-            file.attrs["metric"], file.attrs["k"] = metric, result.ids.shape[1]
-            if recall.value is not None:
-                file.attrs["recall"], file.attrs["recall_k"] = recall.value, recall.k
-        temporary.replace(target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"{target} cannot be written: {error.strerror or error}") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    # In memory first: of a full disk h5py gives errors of many lines, some of them when it closes the file.
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file["ids"], file["scores"] = result.ids, result.scores
+        file.attrs["metric"], file.attrs["k"] = metric, result.ids.shape[1]
+        if recall.value is not None:
+            file.attrs["recall"], file.attrs["recall_k"] = recall.value, recall.k
+    with storage_errors(target, "written"):
+        write_file(target, content.getvalue())

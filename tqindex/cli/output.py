@@ -25,9 +25,9 @@ def print_build(target: Path, vectors: VectorFile, built: Built) -> None:
     info = built.index.info()
     n, dim = vectors.shape
     center = f"centred on the mean of {built.center_rows:,} rows" if built.center_rows else "not centred"
-    source = f"{vectors.path}" + (f" [{vectors.name}]" if vectors.name else "")
+    source = click.format_filename(vectors.path) + (f" [{vectors.name}]" if vectors.name else "")
     size, original = info["bytes_per_vector"], info["float32_bytes_per_vector"]
-    click.echo(f"built     {target} from {source}")
+    click.echo(f"built     {click.format_filename(target)} from {source}")
     click.echo(f"vectors   {n:,} x {dim}, metric {info['metric']}, {_codec(info)}, {center}")
     click.echo(f"size      {size:.1f} bytes per vector, float32 has {original}: {original / size:.1f} x smaller")
     click.echo(f"rate      {n / built.seconds:,.0f} vectors/s ({built.seconds:.2f} s, kernel compilation not counted)")
@@ -53,12 +53,12 @@ def print_hits(result: SearchResult, metric: str, recall: Recall, seconds: float
         Console().print(table)
         if nq > _SHOWN_QUERIES or k > _SHOWN_HITS:
             click.echo(f"... of {nq:,} queries with {k:,} hits each; --json and --output give all")
-    else:
-        click.echo(f"written   {target}: ids and scores of {nq:,} queries with {k:,} hits each")
+    elif target is not None:
+        click.echo(f"written   {click.format_filename(target)}: ids and scores of {nq:,} queries with {k:,} hits each")
     if recall.value is None:
         click.echo(f"recall    not known: {recall.why}")
     else:
-        click.echo(f"recall@{recall.k:<3d}{recall.value:.4f} ({recall.why})")
+        click.echo(f"{f'recall@{recall.k}':<9} {recall.value:.4f} ({recall.why})")
     click.echo(f"rate      {nq / seconds:,.0f} queries/s ({seconds:.2f} s)")
 
 
@@ -84,7 +84,7 @@ def print_info(path: Path, info: dict[str, Any], as_json: bool) -> None:
         return
     n, total = info["n"], info["total_bytes"]
     center = "centred" if info["centered"] else "not centred"
-    click.echo(f"index     {path}, format version {info['format_version']}")
+    click.echo(f"index     {click.format_filename(path)}, format version {info['format_version']}")
     click.echo(f"vectors   {n:,} x {info['dim']}, metric {info['metric']}, {_codec(info)}, {center}")
     click.echo(f"rotation  {info['rotation']}, seed {info['seed']}")
     click.echo(f"codes     {info['code_bytes']:,} bytes")
@@ -98,7 +98,6 @@ def print_info(path: Path, info: dict[str, Any], as_json: bool) -> None:
 
 def print_verified(path: Path, found: Verification) -> None:
     """Say that an index is sound, and what was checked."""
-    click.echo(
-        f"ok        {path}: {found.manifest.n:,} vectors in {found.files} segment files, {found.bytes:,} bytes; "
-        "manifest, checksums and ids are sound"
-    )
+    click.echo(f"ok        {click.format_filename(path)}: manifest, checksums and ids are sound")
+    click.echo(f"vectors   {found.manifest.n:,}")
+    click.echo(f"segments  {found.files}, {found.bytes:,} bytes")

@@ -12,7 +12,7 @@ Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 
 _BLOCK_ROWS = 4096
-#: Distances in a file are float32: a listed distance this close to the k-th, relatively, ties with it.
+#: Vectors and distances in a file are float32: a score or distance this close to the k-th, relatively, ties with it.
 _TIE = 1e-6
 
 
@@ -42,7 +42,7 @@ def measure_recall(queries: VectorFile, ids: Int64Array, metric: str, n: int) ->
     Parameters
     ----------
     queries : the open query file
-    ids : int64 (nq, k), row numbers of the base, -1 where missing
+    ids : int64 (nq, k), row numbers of the base, best first, -1 where missing
     metric : the index's
     n : number of vectors in the index
     """
@@ -50,26 +50,43 @@ def measure_recall(queries: VectorFile, ids: Int64Array, metric: str, n: int) ->
     if neighbors is None:
         return Recall(None, ids.shape[1], "the query file has no exact neighbours")
     k = min(ids.shape[1], neighbors.shape[1], n)
-    if queries.metric not in (None, metric):
-        return Recall(None, k, f"the file's neighbours are for metric {queries.metric}, the index has {metric}")
-    neighbors, ids = neighbors[:, :k].astype(np.int64), ids[:, :k]
-    if k == 0 or neighbors.min() < 0 or neighbors.max() >= n:
-        return Recall(None, k, f"the file's neighbours name rows that are not in this index of {n}")
+    neighbors, ids = neighbors.astype(np.int64), ids[:, :k]
+    foreign = _foreign(queries, neighbors[:, :k], ids, metric, n)
+    if foreign:
+        return Recall(None, k, foreign)
     base = queries.base()
     if base is not None:
         with base:
-            if len(base) == n and base.shape[1] == queries.shape[1]:
-                return Recall(_by_scores(queries, base, neighbors, ids, metric), k, "by true scores")
-    listed = queries.neighbors
-    if distances is not None and listed is not None:
-        return Recall(_by_distances(listed, distances, ids, k), k, "by listed distances")
-    return Recall(float((ids[:, :, None] == neighbors[:, None, :]).any(axis=2).mean()), k, "by ids")
+            if len(base) != n:
+                return Recall(None, k, f"the file's neighbours are among {len(base)} vectors, the index has {n}")
+            why = "by true scores" if queries.metric else "by true scores; the file states no metric that is known"
+            return Recall(_by_scores(queries, base, neighbors[:, :k], ids, metric), k, why)
+    if distances is not None:
+        return Recall(_by_distances(neighbors, distances, ids, k), k, "by listed distances")
+    return Recall(_share_found(ids, neighbors[:, :k]), k, "by ids")
 
 
-def _by_distances(neighbors: npt.NDArray[Any], distances: npt.NDArray[Any], ids: Int64Array, k: int) -> float:
+def _foreign(queries: VectorFile, neighbors: Int64Array, ids: Int64Array, metric: str, n: int) -> str | None:
+    """Say why the file's neighbours cannot be those of the index; None if nothing speaks against it."""
+    if queries.metric not in (None, metric):
+        return f"the file's neighbours are for metric {queries.metric}, the index has {metric}"
+    if not neighbors.size or neighbors.min() < 0 or neighbors.max() >= n:
+        return f"the file's neighbours name rows that are not in this index of {n}"
+    if ids.max() >= n:
+        return f"the index has ids that are no row numbers, {ids.max()} for one"
+    return None
+
+
+def _share_found(ids: Int64Array, wanted: Int64Array) -> float:
+    return float((ids[:, :, np.newaxis] == wanted[:, np.newaxis, :]).any(axis=2).mean())
+
+
+def _by_distances(neighbors: Int64Array, distances: npt.NDArray[Any], ids: Int64Array, k: int) -> float:
+    """Count the first k neighbours, and the listed ones after them that are as far away as the k-th."""
     last = distances[:, k - 1 : k].astype(np.float64)
-    good = np.where(distances <= last + np.abs(last) * _TIE, neighbors, -2)
-    return float((ids[:, :, None] == good[:, None, :]).any(axis=2).mean())
+    counted = np.abs(distances - last) <= np.abs(last) * _TIE
+    counted[:, :k] = True
+    return _share_found(ids, np.where(counted, neighbors, -2))  # -1 is a missing result
 
 
 def _by_scores(queries: VectorFile, base: VectorFile, neighbors: Int64Array, ids: Int64Array, metric: str) -> float:
@@ -83,7 +100,8 @@ def _by_scores(queries: VectorFile, base: VectorFile, neighbors: Int64Array, ids
         scores[q, place] = _true_scores(query_rows[q], rows[wanted[q, place] - start], metric)
     found, exact = scores[:, : ids.shape[1]], scores[:, ids.shape[1] :]
     # The k-th best of the listed neighbours; listed in another order, the worst of them is still it.
-    return float((found >= exact.min(axis=1, keepdims=True)).mean())
+    worst = exact.min(axis=1, keepdims=True)
+    return float((found >= worst - np.abs(worst) * _TIE).mean())
 
 
 def _true_scores(queries: Float64Array, rows: Float64Array, metric: str) -> Float64Array:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tqindex.errors import CorruptIndexError
 from tqindex.index import Index
-from tqindex.index.segments import RowSet
+from tqindex.index.segments import RowSet, Segment
 from tqindex.storage.manifest import Manifest, read_manifest
 from tqindex.storage.segments import read_segment
 
@@ -29,13 +29,28 @@ def load(path: str | os.PathLike[str], mmap: bool = True) -> Index:
     MissingFileError, CorruptIndexError, FormatVersionError, StorageError
         Nothing there; not an index, truncated or altered; written by a newer version; cannot be read.
     """
+    return _open(path, mmap)[0]
+
+
+def _open(path: str | os.PathLike[str], mmap: bool) -> tuple[Index, Manifest]:
     directory = Path(path)
     manifest = read_manifest(directory)
-    segments = [read_segment(directory, entry, manifest.codec, manifest.metric, mmap) for entry in manifest.segments]
+    try:
+        segments = _read_segments(directory, manifest, mmap)
+    except CorruptIndexError:
+        newer = read_manifest(directory)
+        if newer == manifest:
+            raise
+        # A save came between the manifest and its files.
+        manifest, segments = newer, _read_segments(directory, newer, mmap)
     index = Index(manifest.codec.dim, metric=manifest.metric, codec=manifest.codec)  # type: ignore[arg-type]
     index._rows = RowSet(manifest.codec, manifest.metric, segments, None, manifest.next_id)
     index._home = os.path.abspath(path)  # noqa: PTH100 (as in save_index)
-    return index
+    return index, manifest
+
+
+def _read_segments(directory: Path, manifest: Manifest, mmap: bool) -> list[Segment]:
+    return [read_segment(directory, entry, manifest.codec, manifest.metric, mmap) for entry in manifest.segments]
 
 
 @dataclass(frozen=True)
@@ -55,11 +70,12 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     MissingFileError, CorruptIndexError, FormatVersionError, StorageError
         As `load`; the message names the first file that fails.
     """
-    index = load(path, mmap=False)
+    index, manifest = _open(path, mmap=False)
     ids = np.sort(np.concatenate([np.empty(0, np.int64), *[s.all_ids() for s in index._rows.segments]]))
-    if (ids[1:] == ids[:-1]).any():
-        raise CorruptIndexError(f"{path} has the id {ids[1:][ids[1:] == ids[:-1]][0]} twice")
-    if ids.size and (ids[0] < 0 or ids[-1] >= index._rows.next_id):
-        raise CorruptIndexError(f"{path} has an id that its manifest rules out: {ids[0]} or {ids[-1]}")
-    manifest = read_manifest(Path(path))
-    return Verification(manifest, len(manifest.segments), sum(entry.bytes for entry in manifest.segments))
+    repeated = ids[1:][ids[1:] == ids[:-1]]
+    if repeated.size:
+        raise CorruptIndexError(f"{path} has the id {repeated[0]} twice")
+    if ids.size and (ids[0] < 0 or ids[-1] >= manifest.next_id):
+        raise CorruptIndexError(f"{path} must have ids from 0 to {manifest.next_id - 1}, got {ids[0]} to {ids[-1]}")
+    sizes = {entry.file: entry.bytes for entry in manifest.segments}
+    return Verification(manifest, len(sizes), sum(sizes.values()))

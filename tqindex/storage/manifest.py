@@ -9,12 +9,14 @@ from typing import Any
 
 from tqindex.codec import Codec
 from tqindex.codec.codec import METRICS
-from tqindex.errors import CorruptIndexError, FormatVersionError, MissingFileError, StorageError, TQIndexError
+from tqindex.errors import CorruptIndexError, FormatVersionError, MissingFileError, TQIndexError
 from tqindex.index.index import FORMAT_VERSION
+from tqindex.storage.files import storage_errors
 
 MANIFEST = "manifest.json"
 SEGMENT_NAME = re.compile(r"segment-[0-9a-f]{16}\.safetensors")
 _FORMAT = "tqindex"
+_BEGINNING = b'{\n  "format": "tqindex",'
 _CHECKSUM = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
 _MAX_BYTES = 256 * 2**20
 
@@ -84,24 +86,30 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         segments = tuple(SegmentEntry(**entry) for entry in fields["segments"])
         manifest = Manifest(Codec.from_config(fields["codec"]), fields["metric"], fields["next_id"], segments)
-    except (KeyError, TypeError, ValueError, TQIndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, TQIndexError) as error:
         raise CorruptIndexError(f"{directory / MANIFEST} has a field that cannot be used: {error}") from error
     _check_fields(directory, manifest)
     return manifest
 
 
-def _read(directory: Path) -> bytes:
-    if not directory.exists():
-        raise MissingFileError(f"{directory} does not exist")
-    path = directory / MANIFEST
+def is_manifest(path: Path) -> bool:
+    """Say whether a file is, or was before it was damaged, the manifest of an index: others use the name too."""
     if not path.is_file():
-        raise CorruptIndexError(f"{directory} is not a tqindex index: it has no {MANIFEST}")
-    try:
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_BEGINNING)) == _BEGINNING
+
+
+def _read(directory: Path) -> bytes:
+    path = directory / MANIFEST
+    with storage_errors(path, "read"):
+        if not directory.exists():
+            raise MissingFileError(f"{directory} does not exist")
+        if not path.is_file():
+            raise CorruptIndexError(f"{directory} is not a tqindex index: it has no {MANIFEST}")
         if path.stat().st_size > _MAX_BYTES:
-            raise CorruptIndexError(f"{path} must be at most {_MAX_BYTES} bytes, got {path.stat().st_size}")
+            raise CorruptIndexError(f"{path} must have at most {_MAX_BYTES} bytes, got {path.stat().st_size}")
         return path.read_bytes()
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _parse(directory: Path, content: bytes) -> dict[str, Any]:
@@ -115,17 +123,14 @@ def _parse(directory: Path, content: bytes) -> dict[str, Any]:
 
 
 def _check_fields(directory: Path, manifest: Manifest) -> None:
-    def good(entry: SegmentEntry) -> bool:
-        numbers = [entry.bytes, entry.n] + ([] if entry.first_id is None else [entry.first_id])
-        return (
-            all(isinstance(number, int) and 0 <= number < 2**63 for number in numbers)
-            and isinstance(entry.file, str)
-            and isinstance(entry.sha256, str)
-            and SEGMENT_NAME.fullmatch(entry.file) is not None
-        )
-
-    if manifest.metric not in METRICS or not isinstance(manifest.next_id, int):
+    if manifest.metric not in METRICS or not _is_count(manifest.next_id):
         raise CorruptIndexError(f"{directory / MANIFEST} has a field that cannot be used: metric or next_id")
     for entry in manifest.segments:
-        if not good(entry):
+        texts = isinstance(entry.file, str) and isinstance(entry.sha256, str)
+        numbers = [entry.bytes, entry.n] + ([] if entry.first_id is None else [entry.first_id])
+        if not texts or not all(map(_is_count, numbers)) or not SEGMENT_NAME.fullmatch(entry.file):
             raise CorruptIndexError(f"{directory / MANIFEST} has a segment that cannot be used: {entry}")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63

@@ -7,33 +7,35 @@ are named by their content's checksum.
 
 import hashlib
 import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqindex.errors import CorruptIndexError, MissingFileError, StorageError
 from tqindex.index.segments import RowSet, Segment
-from tqindex.storage.manifest import MANIFEST, Manifest, SegmentEntry, read_manifest
-from tqindex.storage.segments import segment_to_bytes
+from tqindex.storage.files import storage_errors, sync_folder, temporary_path, write_file
+from tqindex.storage.manifest import MANIFEST, SEGMENT_NAME, Manifest, SegmentEntry, is_manifest, read_manifest
+from tqindex.storage.segments import segment_content
 
 if TYPE_CHECKING:
     from tqindex.index import Index
+
+#: Segment files, and what a save that was killed may leave of one or of a manifest.
+_OURS = re.compile(rf"{SEGMENT_NAME.pattern}|\.({SEGMENT_NAME.pattern}|{re.escape(MANIFEST)})\.[0-9a-f]{{8}}\.tmp")
 
 
 def save_index(index: "Index", path: str | os.PathLike[str], overwrite: bool) -> None:
     """Write the index to `path`; see `Index.save`."""
     directory = Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would follow a link that is to stay)
-    check_target(directory, overwrite or str(directory) == index._home)
+    own = str(directory) == index._home
+    check_target(directory, overwrite or own)
     rows = index._rows.draft()
     rows.seal_tail()
-    with _one_line_errors(directory):
-        if directory.exists():
-            rows = _save_over(directory, rows, own=str(directory) == index._home)
-        else:
-            rows = _save_new(directory, rows)
+    with storage_errors(directory, "written"):
+        rows = _save_over(directory, rows, own) if directory.exists() else _save_new(directory, rows)
     index._rows, index._home = rows, str(directory)
 
 
@@ -47,49 +49,61 @@ def check_target(directory: Path, overwrite: bool) -> None:
     StorageError
         Something is there that is not an index, or an index and `overwrite` is False.
     """
-    if not directory.parent.is_dir():
-        raise MissingFileError(f"{directory.parent} must be a folder that exists, to write {directory.name} into")
-    if not directory.exists() and not directory.is_symlink():
-        return
-    if directory.is_dir() and not any(directory.iterdir()):
-        return
-    if not (directory / MANIFEST).is_file():
-        raise StorageError(f"{directory} exists and is not a tqindex index: it is left alone")
-    if not overwrite:
-        raise StorageError(f"{directory} exists: pass overwrite=True (--force) to replace it")
+    with storage_errors(directory, "written"):
+        if not directory.parent.is_dir():
+            raise MissingFileError(f"{directory.parent} must be a folder that exists, to write {directory.name} into")
+        if not directory.exists() and not directory.is_symlink():
+            return
+        if not _is_ours(directory):
+            raise StorageError(f"{directory} exists and is not a tqindex index: it is left alone")
+        if not overwrite and any(directory.iterdir()):
+            raise StorageError(f"{directory} exists: pass overwrite=True (--force) to replace it")
+
+
+def _is_ours(directory: Path) -> bool:
+    """Say whether a path is an index, be it a damaged one, or a directory with nothing but our leftovers."""
+    if not directory.is_dir():
+        return False
+    return is_manifest(directory / MANIFEST) or all(_OURS.fullmatch(path.name) for path in directory.iterdir())
 
 
 def _save_new(directory: Path, rows: RowSet) -> RowSet:
-    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
-    partial.mkdir()
+    partial = temporary_path(directory, "partial")
     try:
+        partial.mkdir()
         segments, entries = _write_segments(partial, rows, {})
-        _write_file(partial / MANIFEST, _manifest(rows, entries).to_bytes())
-        _sync(partial)
+        write_file(partial / MANIFEST, _manifest(rows, entries).to_bytes())
+        sync_folder(partial)
         partial.rename(directory)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _sync(directory.parent)
+    sync_folder(directory.parent)
     return replace(rows, segments=segments)
 
 
 def _save_over(directory: Path, rows: RowSet, own: bool) -> RowSet:
     """Write into a directory that is an index, or empty; `own` rows that are there already are kept as they are."""
     before = _files(directory)
-    try:
-        known = {entry.file: entry for entry in read_manifest(directory).segments} if own else {}
-    except CorruptIndexError:
-        known = {}  # what is there is replaced; if it was ours, all our rows are written anew
+    known = {entry.file: entry for entry in _entries(directory) if own and entry.file in before}
     try:
         segments, entries = _write_segments(directory, rows, known)
-        _write_file(directory / MANIFEST, _manifest(rows, entries).to_bytes())
+        write_file(directory / MANIFEST, _manifest(rows, entries).to_bytes())
     except BaseException:
-        _remove(directory, _files(directory) - before)
+        # Asks the directory, since Ctrl-C may come when the manifest is renamed already.
+        _remove(directory, _files(directory) - before - {entry.file for entry in _entries(directory)})
         raise
-    _sync(directory)
+    sync_folder(directory)
     _remove(directory, before - {entry.file for entry in entries})
     return replace(rows, segments=segments)
+
+
+def _entries(directory: Path) -> tuple[SegmentEntry, ...]:
+    """What the manifest in a directory names; nothing where there is none that can be used: it is to be replaced."""
+    try:
+        return read_manifest(directory).segments
+    except CorruptIndexError:
+        return ()
 
 
 def _write_segments(
@@ -98,15 +112,22 @@ def _write_segments(
     """Write every segment that is not `known` to be there; returns them with their file names."""
     segments, entries = [], []
     for segment in rows.segments:
-        entry = known.get(segment.file)
-        if entry is None:
-            content = segment_to_bytes(segment)
-            digest = hashlib.sha256(content).hexdigest()
-            first_id = None if segment.ids.size else segment.first_id
-            entry = SegmentEntry(f"segment-{digest[:16]}.safetensors", len(content), digest, segment.n, first_id)
-            _write_file(directory / entry.file, content)
-        segments.append(replace(segment, file=entry.file))
-        entries.append(entry)
+        stored = known.get(segment.file)
+        if stored is None:
+            pieces = segment_content(segment)
+            checksum = hashlib.sha256()
+            for piece in pieces:
+                checksum.update(piece)
+            digest, size = checksum.hexdigest(), sum(map(len, pieces))
+            name = f"segment-{digest[:16]}.safetensors"
+            write_file(directory / name, *pieces)
+            del pieces  # before the next segment's are made
+        else:
+            name, size, digest = stored.file, stored.bytes, stored.sha256
+        # Two segments may share a file: neither generated ids nor the number of rows are part of its content.
+        first_id = None if segment.ids.size else segment.first_id
+        entries.append(SegmentEntry(name, size, digest, segment.n, first_id))
+        segments.append(replace(segment, file=name))
     return segments, entries
 
 
@@ -114,45 +135,13 @@ def _manifest(rows: RowSet, entries: list[SegmentEntry]) -> Manifest:
     return Manifest(rows.codec, rows.metric, rows.next_id, tuple(entries))
 
 
-def _write_file(path: Path, content: bytes) -> None:
-    """Write under a temporary name, flush to the disk, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _sync(directory: Path) -> None:
-    """Flush a directory's entries; Windows has no such call and needs none."""
-    if os.name == "posix":
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _files(directory: Path) -> set[str]:
-    """Names of the segment files in a directory."""
-    return {path.name for path in directory.glob("segment-*.safetensors")}
+    """Names of the segment files and of what killed saves left in a directory."""
+    return {path.name for path in directory.iterdir() if _OURS.fullmatch(path.name)}
 
 
 def _remove(directory: Path, names: set[str]) -> None:
+    """Remove files that no manifest names; one that stays does no harm."""
     for name in names:
-        (directory / name).unlink(missing_ok=True)
-
-
-@contextmanager
-def _one_line_errors(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError(f"{directory} cannot be written: {error.strerror or error}") from error
+        with suppress(OSError):
+            (directory / name).unlink()

@@ -14,9 +14,10 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from tqindex.codec import Codec
-from tqindex.errors import CorruptIndexError, StorageError
+from tqindex.errors import CorruptIndexError
 from tqindex.index.segments import NO_IDS, ROW_MULTIPLE, Segment
 from tqindex.kernels.rows import EncodedRows
+from tqindex.storage.files import storage_errors
 from tqindex.storage.manifest import SegmentEntry
 
 _ALIGNMENT = 64
@@ -25,8 +26,8 @@ _MAX_HEADER = 2**20
 _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("<u1"), "F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 
-def segment_to_bytes(segment: Segment) -> bytes:
-    """Return a segment as the content of a file; rows are padded with zeros to a multiple of 64."""
+def segment_content(segment: Segment) -> list[bytes | memoryview]:
+    """Return a segment as the content of a file, in pieces; rows are padded with zeros to a multiple of 64."""
     padded = -(-segment.n // ROW_MULTIPLE) * ROW_MULTIPLE
     arrays: dict[str, npt.NDArray[Any]] = {
         "planes": segment.rows.planes,
@@ -36,9 +37,11 @@ def segment_to_bytes(segment: Segment) -> bytes:
         "ids": segment.ids,
     }
     tensors = {name: _pad_rows(tensor, segment.n, padded) for name, tensor in arrays.items() if tensor.size}
-    content = save(tensors, {"pad": ""})
-    missing = -(_LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")) % _ALIGNMENT
-    return save(tensors, {"pad": " " * missing})
+    content = memoryview(save(tensors))
+    start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    spaces = b" " * (-start % _ALIGNMENT)  # the format allows them at the end of the header
+    length = start - _LENGTH_BYTES + len(spaces)
+    return [length.to_bytes(_LENGTH_BYTES, "little"), content[_LENGTH_BYTES:start], spaces, content[start:]]
 
 
 def _pad_rows(tensor: npt.NDArray[Any], n: int, padded: int) -> npt.NDArray[Any]:
@@ -76,15 +79,13 @@ def read_segment(directory: Path, entry: SegmentEntry, codec: Codec, metric: str
 
 
 def _open(path: Path, entry: SegmentEntry, mmap: bool) -> npt.NDArray[np.uint8]:
-    try:
+    with storage_errors(path, "read"):
         if path.is_symlink() or not path.is_file():
             raise CorruptIndexError(f"{path} is missing or not a plain file")
         size = path.stat().st_size
-        if size != entry.bytes:
+        if size != entry.bytes or size < _LENGTH_BYTES:
             raise CorruptIndexError(f"{path} is truncated or altered: it must have {entry.bytes} bytes, got {size}")
         content: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, "r") if mmap else np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
     if not mmap and hashlib.sha256(content.data).hexdigest() != entry.sha256:
         raise CorruptIndexError(f"{path} is altered: its checksum does not match the manifest's")
     return content
@@ -96,6 +97,8 @@ def _parse(path: Path, content: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[
     start = _LENGTH_BYTES + length
     if length > _MAX_HEADER or start > len(content):
         raise CorruptIndexError(f"{path} is altered: its header cannot have {length} bytes")
+    if start % _ALIGNMENT:
+        raise CorruptIndexError(f"{path} is altered: its data must start at a multiple of {_ALIGNMENT}, got {start}")
     try:
         header = json.loads(content[_LENGTH_BYTES:start].tobytes())
         return {name: _view(content[start:], **fields) for name, fields in header.items() if name != "__metadata__"}
@@ -105,8 +108,8 @@ def _parse(path: Path, content: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[
 
 def _view(data: npt.NDArray[np.uint8], dtype: str, shape: list[int], data_offsets: list[int]) -> npt.NDArray[Any]:
     first, last = data_offsets
-    if not 0 <= first <= last <= len(data) or any(size < 0 for size in shape):
-        raise ValueError(f"data_offsets {data_offsets} do not fit {len(data)} bytes")
+    if not 0 <= first <= last <= len(data) or first % _ALIGNMENT or any(size < 0 for size in shape):
+        raise ValueError(f"data_offsets {data_offsets} and shape {shape} do not fit {len(data)} bytes")
     tensor: npt.NDArray[Any] = data[first:last].view(_DTYPES[dtype])
     return tensor.reshape(shape)
 
@@ -114,7 +117,7 @@ def _view(data: npt.NDArray[np.uint8], dtype: str, shape: list[int], data_offset
 def _take(
     path: Path, tensors: dict[str, npt.NDArray[Any]], name: str, dtype: type, shape: tuple[int, ...]
 ) -> npt.NDArray[Any]:
-    if not np.prod(shape):
+    if 0 in shape:
         return np.empty(shape, dtype)
     tensor = tensors.get(name)
     if tensor is None or tensor.shape != shape or tensor.dtype != dtype:

@@ -1,0 +1,185 @@
+"""Fixtures that tests share."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tqindex.bench.exact import exact_neighbors, write_ann_hdf5
+from tqindex.cli.command import run
+from tqindex.errors import FileFormatError
+from tqindex.readers import open_vectors
+
+Float32Array = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="session")
+def gaussian_rows() -> Callable[..., Float32Array]:
+    """Return a maker of i.i.d. N(0, 1) rows, float32 (n, dim)."""
+
+    def make(n: int, dim: int, seed: int = 0) -> Float32Array:
+        return np.random.default_rng(seed).standard_normal((n, dim), dtype=np.float32)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Return a runner of a fresh interpreter, warnings as errors, that gives back what it printed."""
+    folder: Path = tmp_path_factory.mktemp("fresh")
+
+    def run(*arguments: str, **variables: str) -> str:
+        environment = {**os.environ, "PYTHONSAFEPATH": "1", **variables}
+        done = subprocess.run(
+            [sys.executable, "-W", "error", *arguments],
+            env=environment,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[..., str]:
+    """Return a check that a file of vectors cannot be opened, by one line that starts with its name."""
+
+    def check(path: Path, *words: str, error: type[Exception] = FileFormatError, **options: Any) -> str:
+        with pytest.raises(error) as caught:
+            open_vectors(path, **options)
+        message = str(caught.value)
+        assert message.startswith(str(path))
+        assert "\n" not in message
+        for word in words:
+            assert word in message
+        return message
+
+    return check
+
+
+# -- a server whose files break, change and move
+
+
+@dataclass
+class Site:
+    """Files by path, how to serve them, and what was asked: (path, Range header, bytes sent)."""
+
+    url: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
+    ranges: bool = True
+    etags: bool = True
+    cut_after: int | None = None  # bytes after which each answer closes
+    hold: threading.Event | None = None  # set by the test: a cut answer waits for it before it closes
+    asked: list[tuple[str, str | None, int]] = field(default_factory=list)
+
+
+def handler_for(site: Site) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path in site.moved:
+                self.answer(302, {"Location": site.url + site.moved[self.path]}, b"")
+            elif self.path not in site.files:
+                self.answer(404, {}, b"")
+            else:
+                self.send_file(site.files[self.path])
+
+        def send_file(self, body: bytes) -> None:
+            etag = f'"{hashlib.sha256(body).hexdigest()}"'
+            headers = {"ETag": etag} if site.etags else {}
+            wanted = self.headers["Range"]
+            if not (wanted and site.ranges and self.headers["If-Range"] == etag):
+                self.answer(200, headers, body)
+            elif (start := int(wanted.removeprefix("bytes=").rstrip("-"))) >= len(body):
+                self.answer(416, {"Content-Range": f"bytes */{len(body)}"}, b"")
+            else:
+                span = f"bytes {start}-{len(body) - 1}/{len(body)}"
+                self.answer(206, headers | {"Content-Range": span}, body[start:])
+
+        def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+            sent = body if site.cut_after is None else body[: site.cut_after]
+            site.asked.append((self.path, self.headers["Range"], len(sent)))
+            self.send_response(status)
+            for name, value in (headers | {"Content-Length": str(len(body))}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(sent)
+            if site.hold is not None and len(sent) < len(body):
+                self.wfile.flush()
+                site.hold.wait(10)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    return Handler
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    site = Site()
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler_for(site)) as server:
+        site.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield site
+        server.shutdown()
+        thread.join()
+
+
+# -- indexes and the command
+
+
+@pytest.fixture(scope="session")
+def snapshot() -> Callable[[Path], dict[str, Any]]:
+    """Return a function that tells everything about a folder that a command could change."""
+
+    def take(folder: Path) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for path in sorted(folder.rglob("*")):
+            stat = path.lstat()
+            content = (hashlib.sha256(path.read_bytes()).hexdigest(), stat.st_mtime_ns) if path.is_file() else None
+            found[str(path.relative_to(folder))] = (stat.st_mode, stat.st_ino, content)
+        return found
+
+    return take
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Return a runner of the command in this process: (exit code, stdout, stderr)."""
+
+    def run_command(*arguments: object) -> tuple[int, str, str]:
+        code = run([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def write_ann() -> Callable[..., Path]:
+    """Return a writer of files in ann-benchmarks form, with exact neighbours."""
+
+    def write(path: Path, n: int = 300, dim: int = 16, distance: str = "angular", nq: int = 7) -> Path:
+        rng = np.random.default_rng(n + dim)
+        base, queries = rng.standard_normal((n, dim), np.float32), rng.standard_normal((nq, dim), np.float32)
+        metric: Any = {"angular": "cosine", "euclidean": "l2", "dot": "ip"}[distance]
+        ids, distances = exact_neighbors(base, queries, min(20, n), metric)
+        write_ann_hdf5(path, base, queries, ids, distances, distance, "made by a test")
+        return path
+
+    return write

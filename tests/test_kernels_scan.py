@@ -1,0 +1,151 @@
+"""The scan gives the scores and the order of the codec, float for float, whatever the cuts and threads."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tqindex as tq
+from tqindex.index import segments as index_segments
+from tqindex.kernels.scan import NO_ID, multiply_tile, push
+
+METRICS = ("ip", "cosine", "l2")
+CODECS: list[dict[str, Any]] = [
+    *({"bits": bits, "codec": "mse"} for bits in (1, 2, 3, 4, 8)),
+    *({"bits": bits, "codec": "prod", "sketch": "orthogonal"} for bits in (2, 3, 4)),
+    {"bits": 3, "codec": "prod", "sketch": "gaussian"},
+]
+
+
+def name_of(config: dict[str, Any]) -> str:
+    return "-".join(str(value) for value in config.values())
+
+
+def expected_result(index: tq.Index, rows: Any, ids: Any, queries: Any, k: int) -> tuple[Any, Any]:
+    """Scores of the codec, sorted: larger first, then the smaller id; padded to k columns."""
+    scores = index.codec.scores(queries, index.codec.encode(rows, index.metric))
+    order = np.array([np.lexsort((ids, -row)) for row in scores])[:, :k]
+    missing = max(0, k - len(rows))
+    best = np.take_along_axis(scores, order, axis=1)
+    best = np.pad(best, ((0, 0), (0, missing)), constant_values=-np.inf)
+    if index.metric == "l2":
+        best = best * np.float32(-2.0)
+    return best, np.pad(ids[order], ((0, 0), (0, missing)), constant_values=-1)
+
+
+def assert_same(result: Any, expected: tuple[Any, Any]) -> None:
+    assert result.scores.dtype == np.float32
+    assert result.ids.dtype == np.int64
+    np.testing.assert_array_equal(result.scores, expected[0])
+    np.testing.assert_array_equal(result.ids, expected[1])
+
+
+@pytest.mark.parametrize("config", CODECS, ids=name_of)
+@pytest.mark.parametrize("dim", [2, 7, 31, 33, 64, 65, 100, 257])
+def test_search_equals_the_codec(dim: int, config: Any, gaussian_rows: Any) -> None:
+    rows, queries = gaussian_rows(150, dim, 1), gaussian_rows(6, dim, 2)
+    rows[100:120] = rows[:20]  # ties
+    queries[3] = rows[5]
+    for metric in METRICS:
+        for center in (None, np.full(dim, 0.05, np.float32)):
+            index = tq.Index(dim, metric=metric, center=center, **config)
+            ids = index.add(rows)
+            for k in (1, 25, 200):
+                assert_same(index.search(queries, k), expected_result(index, rows, ids, queries, k))
+
+
+@pytest.mark.parametrize("config", [CODECS[1], CODECS[4], CODECS[7]], ids=name_of)
+def test_search_equals_the_codec_at_1536(config: Any, gaussian_rows: Any) -> None:
+    rows, queries = gaussian_rows(70, 1536, 1), gaussian_rows(3, 1536, 2)
+    index = tq.Index(1536, metric="l2", center=np.full(1536, 0.05), **config)
+    ids = index.add(rows)
+    assert_same(index.search(queries, 10), expected_result(index, rows, ids, queries, 10))
+
+
+@pytest.mark.parametrize("k", [1, 10, 11, 700])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("given", [False, True])
+def test_segments_and_threads_leave_no_trace(
+    given: bool, threads: int, k: int, gaussian_rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_segments, "SEGMENT_BYTES", 1)  # 64 rows
+    rows, queries = gaussian_rows(500, 33, 1), gaussian_rows(5, 33, 2)
+    rows[250:] = rows[:250]
+    index = tq.Index(33, 3, "ip", "prod")
+    ids = np.random.default_rng(5).permutation(10**6)[:500] if given else None
+    ids = index.add(rows, ids)
+    assert index.info()["segments"] == 8
+    assert_same(index.search(queries, k, threads=threads), expected_result(index, rows, ids, queries, k))
+
+
+def test_large_scans_cross_chunks_and_query_blocks(gaussian_rows: Any) -> None:
+    rows, queries = gaussian_rows(9000, 8, 1), gaussian_rows(300, 8, 2)
+    index = tq.Index(8, 2, "ip")
+    ids = index.add(rows)
+    expected = expected_result(index, rows, ids, queries, 5)
+    for threads in (1, 3):
+        assert_same(index.search(queries, 5, threads=threads), expected)
+
+
+def test_equal_scores_come_by_the_smaller_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_segments, "SEGMENT_BYTES", 1)
+    index = tq.Index(16, metric="ip")
+    rows = np.ones((300, 16), np.float32)
+    ids = np.random.default_rng(0).permutation(1000)[:300]
+    index.add(rows, ids)
+    for threads in (1, 2, 5):
+        np.testing.assert_array_equal(index.search(rows[0], 20, threads=threads).ids, np.sort(ids)[:20])
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(
+    st.integers(2, 40),
+    st.sampled_from(CODECS),
+    st.sampled_from(METRICS),
+    st.integers(1, 90),
+    st.integers(1, 100),
+    st.integers(1, 4),
+    st.booleans(),
+)
+def test_search_property(dim: int, config: Any, metric: Any, n: int, k: int, threads: int, centred: bool) -> None:
+    rng = np.random.default_rng(n)
+    # Few distinct values, so that many scores are equal.
+    rows = rng.integers(-1, 2, (n, dim)).astype(np.float32)
+    rows[~rows.any(axis=1)] = 1.0
+    queries = rng.integers(-2, 3, (3, dim)) + np.float32(0.5)
+    index = tq.Index(dim, metric=metric, center=np.full(dim, 0.1) if centred else None, **config)
+    ids = index.add(rows, rng.permutation(3 * n)[:n])
+    assert_same(index.search(queries, k, threads), expected_result(index, rows, ids, queries, k))
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 50)), min_size=1, max_size=40, unique=True), st.data())
+def test_push_keeps_the_best(pairs: list[tuple[int, int]], data: Any) -> None:
+    k = data.draw(st.integers(1, len(pairs)))
+    scores, ids = np.full(k, -np.inf, np.float32), np.full(k, NO_ID, np.int64)
+    for score, row_id in pairs:
+        if (-score, row_id) < (-scores[0], ids[0]):
+            push(scores, ids, np.float32(score), row_id)
+    kept = sorted(zip(-scores, ids.tolist(), strict=True))
+    assert kept == sorted((-score, row_id) for score, row_id in pairs)[:k]
+
+
+@pytest.mark.parametrize("dim", [8, 64, 65_536])
+def test_products_are_exact_at_their_largest(dim: int) -> None:
+    levels = np.full((2, dim), -128, np.int8)
+    levels[1, ::2] = 127
+    query = np.full(dim, 127, np.int8)
+    products = np.empty(2, np.int32)
+    multiply_tile(levels, query, products)
+    np.testing.assert_array_equal(products, levels.astype(np.int64) @ query.astype(np.int64))
+
+
+def test_eight_bit_scores_hold_at_the_largest_width() -> None:
+    dim = 65_536
+    rows = np.stack([np.ones(dim, np.float32), -np.ones(dim, np.float32)])
+    index = tq.Index(dim, 8, "ip")
+    ids = index.add(rows)
+    assert_same(index.search(rows, 2), expected_result(index, rows, ids, rows, 2))
+    np.testing.assert_allclose(index.search(rows, 1).scores[:, 0], dim, rtol=1e-3)

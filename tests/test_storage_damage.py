@@ -1,0 +1,394 @@
+"""What is not a sound index is refused, by one line that names the file."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from contextlib import suppress
+
+import numpy as np
+import pytest
+
+import tqindex as tq
+from tqindex.errors import CorruptIndexError, FormatVersionError, MissingFileError, StorageError, TQIndexError
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A small index with two segments: generated ids, and ids of the caller's."""
+    place = tmp_path_factory.mktemp("sound") / "index"
+    index = tq.Index(7, codec="prod", bits=4, metric="l2", center=np.ones(7))
+    index.add(np.random.default_rng(0).standard_normal((70, 7)))
+    index.save(place)
+    index.add(np.random.default_rng(1).standard_normal((3, 7)), ids=[100, 90, 95])
+    index.save(place)
+    return place
+
+
+@pytest.fixture
+def place(sound, tmp_path):
+    """A copy to damage."""
+    return shutil.copytree(sound, tmp_path / "index")
+
+
+def segments(place):
+    """The segment files, in the order of their rows."""
+    return [place / entry["file"] for entry in json.loads((place / "manifest.json").read_bytes())["segments"]]
+
+
+def refused(place, words="", error=CorruptIndexError, mmap=False):
+    """Check that an index is refused with one line of bounded length that starts with its name."""
+    with pytest.raises(error) as caught:
+        tq.load(place, mmap=mmap)
+    message = str(caught.value)
+    assert message.startswith(str(place))
+    assert "\n" not in message
+    assert len(message) < len(str(place)) + 300
+    assert words in message
+
+
+def forge(place, change):
+    """Change the manifest and give it the right checksum: damage that only checks of every field can find."""
+    fields = json.loads((place / "manifest.json").read_bytes())
+    del fields["sha256"]
+    change(fields)
+    body = json.dumps(fields, indent=2).encode().removesuffix(b"\n}")
+    ending = b',\n  "sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
+    (place / "manifest.json").write_bytes(body + ending)
+
+
+def forge_header(place, change):
+    """Change the header of the first segment, and the manifest to match."""
+    path = segments(place)[0]
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    fields = json.loads(content[8:start])
+    fields = change(fields) or fields
+    header = json.dumps(fields).encode()
+    header += b" " * (-(8 + len(header)) % 64)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[start:])
+    adopt(place, path)
+
+
+def adopt(place, path):
+    """Give the manifest the first segment's size and checksum as they now are."""
+    content = path.read_bytes()
+    forge(
+        place,
+        lambda fields: fields["segments"][0].update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest()),
+    )
+
+
+# --- not an index ---
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_nothing_there(tmp_path, mmap):
+    for name in ("no", "no/no"):
+        refused(tmp_path / name, "does not exist", MissingFileError, mmap)
+
+
+def test_folders_and_files_that_are_no_index(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a.txt").touch()
+    for name in ("file", "empty", "full"):
+        refused(tmp_path / name, "is not a tqindex index: it has no manifest.json")
+    for content in (b"", b"{", b"[]", b"3", b'{"format": "other"}', b"\xff\xfe", b"[" * 100_000):
+        (tmp_path / "full" / "manifest.json").write_bytes(content)
+        refused(tmp_path / "full")
+
+
+def test_a_manifest_must_be_a_file_of_bounded_size(place):
+    os.truncate(place / "manifest.json", 2**40)
+    refused(place, "must have at most 268435456 bytes, got 1099511627776")
+    (place / "manifest.json").unlink()
+    os.mkfifo(place / "manifest.json")
+    refused(place, "it has no manifest.json")
+
+
+def test_a_name_that_is_too_long(tmp_path):
+    refused(tmp_path / ("x" * 300), "cannot be read: File name too long", StorageError)
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_unreadable_files(place, monkeypatch, mmap):
+    def deny(*arguments, **options):
+        raise PermissionError(13, "Permission denied")  # a file mode would not stop root
+
+    monkeypatch.setattr(np, "memmap" if mmap else "fromfile", deny)
+    refused(place, "cannot be read: Permission denied", StorageError, mmap)
+
+
+# --- damage that happens ---
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_truncated_files(place, mmap):
+    for path in (place / "manifest.json", *segments(place)):
+        content = path.read_bytes()
+        for size in {0, 1, 7, 8, 100, len(content) // 2, len(content) - 65, len(content) - 1}:
+            path.write_bytes(content[:size])
+            refused(place, mmap=mmap)
+        path.write_bytes(content + b"\0")
+        refused(place, mmap=mmap)
+        path.unlink()
+        refused(place, mmap=mmap)
+        path.write_bytes(content)
+    assert len(tq.load(place)) == 73
+
+
+def test_every_flipped_bit_of_the_manifest_is_refused(place):
+    path = place / "manifest.json"
+    content = path.read_bytes()
+    for i in range(len(content)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[i] ^= 1 << bit
+            path.write_bytes(changed)
+            with pytest.raises(CorruptIndexError):
+                tq.load(place)
+
+
+def test_every_altered_byte_of_a_segment_is_found(place):
+    for path in segments(place):
+        content = path.read_bytes()
+        for i in [*range(9), *range(9, len(content), 11), len(content) - 1]:
+            changed = bytearray(content)
+            changed[i] ^= 1 << i % 8
+            path.write_bytes(changed)
+            with pytest.raises(CorruptIndexError, match=rf"{path.name} is altered: its checksum does not match"):
+                tq.load(place, mmap=False)
+        path.write_bytes(content)
+
+
+def mutate(content, rng):
+    """Return other bytes: some overwritten, cut out, doubled, or moved."""
+    changed = bytearray(content)
+    i, j = sorted(rng.sample(range(len(content) + 1), 2))
+    kind = rng.randrange(5)
+    if kind == 0:
+        changed[i:j] = rng.randbytes(j - i)
+    elif kind == 1:
+        del changed[i:j]
+    elif kind == 2:
+        changed[i:i] = changed[i:j]
+    elif kind == 3:
+        changed[: j - i] = content[i:j]
+    else:
+        for _ in range(rng.randrange(1, 9)):
+            changed[rng.randrange(len(changed))] = rng.randrange(256)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_random_damage(place, mmap):
+    rng = random.Random(5)
+    files = [place / "manifest.json", *segments(place)]
+    whole = {path: path.read_bytes() for path in files}
+    loaded = 0
+    for _ in range(750):
+        path = rng.choice(files)
+        changed = mutate(whole[path], rng)
+        path.write_bytes(changed)
+        with suppress(TQIndexError):
+            index = tq.load(place, mmap=mmap)
+            assert mmap or changed == whole[path]
+            with np.errstate(over="ignore"):
+                assert index.search(np.ones(7), 3).ids.shape == (3,)
+            loaded += 1
+        path.write_bytes(whole[path])
+    assert (loaded > 20) == mmap  # a map does not compare checksums
+
+
+def test_search_of_a_map_whose_numbers_are_noise(place):
+    rng = random.Random(6)
+    for path in segments(place):
+        content = path.read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        path.write_bytes(content[:start] + rng.randbytes(len(content) - start))
+    index = tq.load(place)
+    for k in (1, 3, 100):
+        with np.errstate(over="ignore"):
+            assert index.search(np.ones((2, 7)), k).ids.shape == (2, k)
+
+
+# --- damage that someone made ---
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [(1, "has format version 1; this tqindex reads up to 0: upgrade tqindex"), ("2.0", "has format version '2.0'")],
+)
+def test_a_newer_format(place, version, words):
+    forge(place, lambda fields: fields.update(version=version, codec="of another kind"))
+    refused(place, words, FormatVersionError)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../{0}", "/etc/passwd", "{1}", "{1}/{0}", "./{0}", "segment-0.safetensors", "", 3, None, ["{0}"]],
+    ids=repr,
+)
+def test_file_names_that_lead_elsewhere(place, name):
+    first = segments(place)[0]
+    shutil.copy(first, place.parent / first.name)
+    name = name.format(first.name, place) if isinstance(name, str) else name
+    forge(place, lambda fields: fields["segments"][0].update(file=name))
+    refused(place, "has a segment that cannot be used")
+
+
+def test_a_segment_must_not_be_a_link_or_a_folder(place):
+    first = segments(place)[0]
+    first.rename(place.parent / "elsewhere")
+    first.symlink_to(place.parent / "elsewhere")
+    refused(place, f"{first.name} is missing or not a plain file")
+    first.unlink()
+    first.mkdir()
+    refused(place, f"{first.name} is missing or not a plain file")
+
+
+HUGE = 2**62
+FIELDS = {
+    "metric": lambda fields: fields.update(metric="l3"),
+    "metric list": lambda fields: fields.update(metric=["l2"]),
+    "no metric": lambda fields: fields.pop("metric"),
+    "next_id": lambda fields: fields.update(next_id=-1),
+    "huge next_id": lambda fields: fields.update(next_id=2**63),
+    "text next_id": lambda fields: fields.update(next_id="3"),
+    "no codec": lambda fields: fields.pop("codec"),
+    "codec": lambda fields: fields.update(codec=[1]),
+    "text codec": lambda fields: fields.update(codec="x"),
+    "bits": lambda fields: fields["codec"].update(bits=5),
+    "dim": lambda fields: fields["codec"].update(dim=8),
+    "huge dim": lambda fields: fields["codec"].update(dim=2**40),
+    "center": lambda fields: fields["codec"].update(center=[1.0]),
+    "nan center": lambda fields: fields["codec"].update(center=[float("nan")] * 7),
+    "extra": lambda fields: fields["codec"].update(extra=1),
+    "codebook": lambda fields: fields["codec"].update(codebook={}),
+    "codebook text": lambda fields: fields["codec"]["codebook"].update(centroids="abcd"),
+    "codebook huge": lambda fields: fields["codec"]["codebook"].update(centroids=[10**400] * 4),
+    "segments": lambda fields: fields.update(segments=3),
+    "segment": lambda fields: fields["segments"].append("x"),
+    "segment without n": lambda fields: fields["segments"][0].pop("n"),
+    "segment with more": lambda fields: fields["segments"][0].update(more=1),
+    "n": lambda fields: fields["segments"][0].update(n=-1),
+    "true n": lambda fields: fields["segments"][0].update(n=True),
+    "larger n": lambda fields: fields["segments"][0].update(n=129),
+    "smaller n": lambda fields: fields["segments"][0].update(n=64),
+    "huge n": lambda fields: fields["segments"][0].update(n=HUGE),
+    "huger n": lambda fields: fields["segments"][0].update(n=2**63 - 1),
+    "float n": lambda fields: fields["segments"][0].update(n=70.0),
+    "first_id": lambda fields: fields["segments"][0].update(first_id=-1),
+    "text first_id": lambda fields: fields["segments"][0].update(first_id="0"),
+    "no first_id": lambda fields: fields["segments"][0].update(first_id=None),
+    "bytes": lambda fields: fields["segments"][0].update(bytes=1),
+    "sha256": lambda fields: fields["segments"][0].update(sha256=None),
+}
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize("change", FIELDS.values(), ids=FIELDS)
+def test_manifest_fields(place, change, mmap):
+    forge(place, change)
+    refused(place, mmap=mmap)
+
+
+def tensor(**fields):
+    return lambda header: header["planes"].update(fields)
+
+
+HEADERS = {
+    "list": lambda header: [header],
+    "no planes": lambda header: header.pop("planes") and None,
+    "no scales": lambda header: header.pop("scales") and None,
+    "name only": lambda header: header.update(planes=3),
+    "field missing": lambda header: header["planes"].pop("shape") and None,
+    "field too many": tensor(more=1),
+    "dtype": tensor(dtype="F64"),
+    "dtype list": tensor(dtype=["U8"]),
+    "wrong dtype": tensor(dtype="I64", shape=[64]),
+    "shape": tensor(shape=[128]),
+    "shape text": tensor(shape="128"),
+    "negative shape": tensor(shape=[-128, -4]),
+    "huge shape": tensor(shape=[HUGE, 4]),
+    "shape that overflows": tensor(shape=[2**63, 4]),
+    "shape past any integer": tensor(shape=[10**30, 0]),
+    "float shape": tensor(shape=[128.0, 4]),
+    "many axes": tensor(shape=[1] * 99),
+    "offsets": tensor(data_offsets=[0, 511]),
+    "offsets reversed": tensor(data_offsets=[512, 0]),
+    "offsets negative": tensor(data_offsets=[-512, 0]),
+    "offsets huge": tensor(data_offsets=[HUGE, HUGE + 512]),
+    "offsets float": tensor(data_offsets=[0.0, 512.0]),
+    "offsets text": tensor(data_offsets=["0", "512"]),
+    "offsets unaligned": tensor(data_offsets=[1, 513]),
+    "three offsets": tensor(data_offsets=[0, 0, 512]),
+}
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize("change", HEADERS.values(), ids=HEADERS)
+def test_segment_headers(place, change, mmap):
+    forge_header(place, change)
+    refused(place, segments(place)[0].name, mmap=mmap)
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize("length", [2**64 - 1, 2**63, 2**40, 2**20 + 1, 3, 0])
+def test_header_lengths(place, length, mmap):
+    path = segments(place)[0]
+    path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
+    adopt(place, path)
+    refused(place, f"{path.name} is altered: its ", mmap=mmap)
+
+
+def test_a_header_is_bounded_before_it_is_parsed(place):
+    path = segments(place)[0]
+    content = path.read_bytes()
+    start, length = 8 + int.from_bytes(content[:8], "little"), 2**20 + 56
+    header = content[8:start].ljust(length)
+    path.write_bytes(length.to_bytes(8, "little") + header + content[start:])
+    adopt(place, path)
+    refused(place, f"{path.name} is altered: its header cannot have {length} bytes")
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize("content", [b"", b"\0", b"\0" * 64, (56).to_bytes(8, "little") + b"[" * 56], ids=len)
+def test_a_segment_of_next_to_nothing(place, content, mmap):
+    path = segments(place)[0]
+    path.write_bytes(content)
+    adopt(place, path)
+    refused(place, path.name, mmap=mmap)
+
+
+# --- what only verify sees ---
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda fields: fields["segments"][0].update(first_id=30), "index has the id 90 twice"),
+        (lambda fields: fields.update(next_id=100), "index must have ids from 0 to 99, got 0 to 100"),
+        (lambda fields: fields["segments"].append(fields["segments"][0]), "index has the id 0 twice"),
+    ],
+)
+def test_verify_checks_ids(place, change, words):
+    assert tq.verify(place).manifest.n == 73
+    forge(place, change)
+    assert len(tq.load(place)) >= 73
+    with pytest.raises(CorruptIndexError, match=re.escape(words)):
+        tq.verify(place)
+
+
+def test_verify_reads_every_byte(place):
+    path = segments(place)[1]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert len(tq.load(place)) == 73
+    with pytest.raises(CorruptIndexError, match=f"{path.name} is altered: its checksum does not match the manifest's"):
+        tq.verify(place)
