@@ -70,6 +70,17 @@ class QueryCodes:
     sketch_levels: npt.NDArray[np.int8] | None
     sketch_steps: Float32Array | None
 
+    def __getitem__(self, block: slice) -> "QueryCodes":
+        """Return the queries that a slice names."""
+        return QueryCodes(
+            self.levels[block],
+            self.steps[block],
+            self.sums[block],
+            self.biases[block],
+            None if self.sketch_levels is None else self.sketch_levels[block],
+            None if self.sketch_steps is None else self.sketch_steps[block],
+        )
+
 
 class Codec:
     """Quantises vectors coordinate by coordinate after a random rotation; data-oblivious.

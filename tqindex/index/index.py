@@ -18,6 +18,7 @@ from tqindex.index.ids import IdMap
 from tqindex.index.search import search_segments
 from tqindex.index.segments import RowSet, Segment
 from tqindex.kernels.compile import cache_folder
+from tqindex.kernels.cpu import simd_level
 from tqindex.kernels.encoder import encode_rows
 from tqindex.kernels.rows import EncodedRows
 from tqindex.kernels.threads import available_threads, check_threads
@@ -261,7 +262,7 @@ class Index:
             "float32_bytes_per_vector": 4 * self.dim,
             "segments": len(segments),
             "format_version": FORMAT_VERSION,
-            "simd": "portable",
+            "simd": simd_level(),
             "threads": available_threads(),
             "kernel_cache": None if folder is None else str(folder),
         }

@@ -10,7 +10,16 @@ import numpy.typing as npt
 from tqindex.codec import Codec
 from tqindex.codec.codec import QueryCodes
 from tqindex.index.segments import Segment
-from tqindex.kernels.scan import NO_ID, scan_rows
+from tqindex.kernels.product import LANES, TILE_CONFIGURATION, pack_queries
+from tqindex.kernels.scan import (
+    BIASES,
+    NO_ID,
+    SHIFTS,
+    SKETCH_SHIFTS,
+    SKETCH_STEPS,
+    STEPS,
+    scan_rows,
+)
 from tqindex.kernels.threads import run_parallel
 
 Float32Array = npt.NDArray[np.float32]
@@ -19,7 +28,7 @@ Int64Array = npt.NDArray[np.int64]
 #: Rows of one task: short enough that Ctrl-C is answered soon.
 _CHUNK_ROWS = 4096
 #: Queries that one pass over the rows serves; their int8 levels stay in cache.
-_QUERY_BLOCK = 256
+_QUERY_BLOCK = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +56,14 @@ def search_segments(
     found = min(k, sum(segment.n for segment in segments))
     if not found or not nq:
         return scores, ids
-    tables = _Tables(codec, queries)
     for first in range(0, nq, _QUERY_BLOCK):
         block = slice(first, min(first + _QUERY_BLOCK, nq))
+        tables = _Tables(codec, queries[block])
         shape = (workers, block.stop - block.start, found)
         best_scores, best_ids = np.full(shape, -np.inf, np.float32), np.full(shape, NO_ID, np.int64)
 
         def scan(worker: int, chunk: _Chunk) -> None:
-            tables.scan(chunk, block, best_scores[worker], best_ids[worker])  # noqa: B023 (runs within the loop)
+            tables.scan(chunk, best_scores[worker], best_ids[worker])  # noqa: B023 (runs within the loop)
 
         run_parallel(chunks, workers, scan)
         scores[block, :found], ids[block, :found] = _join(best_scores, best_ids, found)
@@ -67,19 +76,27 @@ class _Tables:
     def __init__(self, codec: Codec, queries: QueryCodes) -> None:
         book = codec.codebook
         self.bits = codec.bits
-        self.half_step = bool(book.offset)
         # One level per combined code; the sketch's sign is the lowest bit.
-        self.levels = np.repeat(book.levels, 2) if codec.kind == "prod" else book.levels
-        self.queries = queries
-        self.query_levels = _pad(queries.levels)
-        if queries.sketch_levels is None or queries.sketch_steps is None:
-            self.sketch_levels = np.empty((0, 0), np.int8)
-            self.sketch_steps = np.empty(0, np.float32)
-        else:
-            self.sketch_levels, self.sketch_steps = _pad(queries.sketch_levels), queries.sketch_steps
+        levels = np.repeat(book.levels, 2) if codec.kind == "prod" else book.levels
+        biased = (levels.astype(np.int16) + 128).astype(np.uint8)
+        self.table = np.tile(np.resize(biased, 16), 4) if codec.bits < 8 else np.zeros(64, np.uint8)
+        self.sketch_table = np.tile(np.resize(np.array([0, 1], np.uint8), 16), 4)
+        # 8 bits: 2 * sum((code - 128) * q) + sum(q) = 2 P - 255 sum(q); else sum(level * q) = P - 128 sum(q).
+        self.multiplier, shift = (2, -255) if book.offset else (1, -128)
+        self.packed = pack_queries(queries.levels)
+        self.nq = len(queries.levels)
+        self.sides = np.zeros((6, LANES * len(self.packed)), np.float32)
+        self.sides[STEPS, : self.nq], self.sides[BIASES, : self.nq] = queries.steps, queries.biases
+        self.sides[SHIFTS, : self.nq] = (queries.sums * np.int32(shift)).view(np.float32)
+        self.sketch_packed = np.empty((0, 0, LANES, 4), np.int8)
+        if queries.sketch_levels is not None and queries.sketch_steps is not None:
+            self.sketch_packed = pack_queries(queries.sketch_levels)
+            self.sides[SKETCH_STEPS, : self.nq] = queries.sketch_steps
+            sums = queries.sketch_levels.sum(axis=1, dtype=np.int32)
+            self.sides[SKETCH_SHIFTS, : self.nq] = (-sums).view(np.float32)
 
-    def scan(self, chunk: _Chunk, block: slice, best_scores: Float32Array, best_ids: Int64Array) -> None:
-        """Score one chunk of rows against one block of queries."""
+    def scan(self, chunk: _Chunk, best_scores: Float32Array, best_ids: Int64Array) -> None:
+        """Score one chunk of rows."""
         rows = chunk.segment.rows
         scan_rows(
             _read_only(rows.planes),
@@ -91,14 +108,14 @@ class _Tables:
             chunk.start,
             chunk.stop,
             self.bits,
-            self.levels,
-            self.half_step,
-            self.query_levels[block],
-            self.queries.steps[block],
-            self.queries.sums[block],
-            self.queries.biases[block],
-            self.sketch_levels[block],
-            self.sketch_steps[block],
+            self.table,
+            self.sketch_table,
+            TILE_CONFIGURATION,
+            self.nq,
+            self.packed,
+            self.sketch_packed,
+            self.multiplier,
+            self.sides.copy(),
             best_scores,
             best_ids,
         )
@@ -109,11 +126,6 @@ def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     view = array.view(np.ndarray)
     view.flags.writeable = False
     return view
-
-
-def _pad(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
-    """Pad to whole bytes of code planes; zeros add nothing to a product."""
-    return np.ascontiguousarray(np.pad(levels, ((0, 0), (0, -levels.shape[1] % 8))))
 
 
 def _join(scores: Float32Array, ids: Int64Array, k: int) -> tuple[Float32Array, Int64Array]:
