@@ -20,6 +20,7 @@ from tqindex.kernels.scan import (
     STEPS,
     scan_rows,
 )
+from tqindex.kernels.scan_single import scan_rows_single
 from tqindex.kernels.threads import run_parallel
 
 Float32Array = npt.NDArray[np.float32]
@@ -94,30 +95,36 @@ class _Tables:
             self.sides[SKETCH_STEPS, : self.nq] = queries.sketch_steps
             sums = queries.sketch_levels.sum(axis=1, dtype=np.int32)
             self.sides[SKETCH_SHIFTS, : self.nq] = (-sums).view(np.float32)
+        self.single = self._pack_single()
 
     def scan(self, chunk: _Chunk, best_scores: Float32Array, best_ids: Int64Array) -> None:
-        """Score one chunk of rows."""
+        """Score one chunk of rows; best_scores and best_ids: (nq, k)."""
         rows = chunk.segment.rows
-        scan_rows(
-            _read_only(rows.planes),
-            _read_only(rows.scales),
-            _read_only(rows.sketch_scales),
-            _read_only(rows.offsets),
-            _read_only(chunk.segment.ids),
-            chunk.segment.first_id,
-            chunk.start,
-            chunk.stop,
-            self.bits,
-            self.table,
-            self.sketch_table,
-            TILE_CONFIGURATION,
-            self.nq,
-            self.packed,
-            self.sketch_packed,
+        arrays: tuple[Any, ...] = (rows.planes, rows.scales, rows.sketch_scales, rows.offsets, chunk.segment.ids)
+        where: tuple[Any, ...] = (*map(_read_only, arrays), chunk.segment.first_id, chunk.start, chunk.stop)
+        tables: tuple[Any, ...] = (self.bits, self.table, self.sketch_table)
+        if self.nq == 1:
+            scan_rows_single(*where, *tables, *self.single, best_scores[0], best_ids[0])
+        else:
+            packed: tuple[Any, ...] = (TILE_CONFIGURATION, self.nq, self.packed, self.sketch_packed, self.multiplier)
+            scan_rows(*where, *tables, *packed, self.sides.copy(), best_scores, best_ids)
+
+    def _pack_single(self) -> tuple[Any, ...]:
+        """Return the only query as `scan_rows_single` takes it."""
+        sides, depth = self.sides[:, 0], 4 * self.packed.shape[1]
+        shifts = sides.view(np.int32)
+        # The first lane of the packed form is the query itself.
+        query = self.packed[0, :, 0].reshape(depth)
+        sketch_query = self.sketch_packed[0, :, 0].reshape(depth) if self.sketch_packed.size else np.empty(0, np.int8)
+        return (
+            np.ascontiguousarray(query),
+            np.ascontiguousarray(sketch_query),
             self.multiplier,
-            self.sides.copy(),
-            best_scores,
-            best_ids,
+            int(shifts[SHIFTS]),
+            int(shifts[SKETCH_SHIFTS]),
+            sides[STEPS],
+            sides[SKETCH_STEPS],
+            sides[BIASES],
         )
 
 

@@ -22,7 +22,7 @@ from tqindex.kernels.simd_product import (
     multiply_block_amx,
     release_tiles,
 )
-from tqindex.kernels.simd_rows import make_expand_row
+from tqindex.kernels.simd_rows import make_dot_row, make_expand_row
 
 #: Rows of a tile; a multiple of every level's block.
 TILE = 96
@@ -41,7 +41,10 @@ _USES_TILES = _LEVEL == "amx"
 _multiply_block: Any
 _configure_tiles: Any = configure_tiles
 _release_tiles: Any = release_tiles
-_expand_row = make_expand_row(shuffle_avx512 if _LEVEL in ("amx", "avx512") else shuffle_avx2)
+if _LEVEL in ("amx", "avx512"):
+    _expand_row, _dot_row = make_expand_row(shuffle_avx512), make_dot_row(dot4_avx512, shuffle_avx512)
+else:
+    _expand_row, _dot_row = make_expand_row(shuffle_avx2), make_dot_row(dot4_avx2, shuffle_avx2)
 if _LEVEL == "amx":
     _multiply_block, BLOCK_ROWS, BLOCK_GROUPS = multiply_block_amx, 32, 2
 elif _LEVEL == "avx512":
@@ -138,3 +141,16 @@ def end_tiles() -> None:
     """Undo `begin_tiles`."""
     if _USES_TILES:
         _release_tiles()
+
+
+@kernel
+def dot_row(planes: Any, at: int, width: int, bits: int, table: Any, query: Any) -> Any:
+    """Multiply one row's levels with one query, i8 (depth,); planes and table as `expand_row_portable`."""
+    if width >= _WORD:
+        return _dot_row(planes, at, width, bits, table, query)
+    total = np.int32(0)
+    levels = np.empty(8 * width, np.uint8)
+    expand_row_portable(planes, at, width, bits, table, levels, 0)
+    for j in range(8 * width):
+        total = np.int32(total + np.int32(levels[j]) * np.int32(query[j]))
+    return total

@@ -7,7 +7,42 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from tqindex.kernels.simd import BIT, BYTES, FLOATS, INT, INTS, LONG, address, cgutils, constant, load, splat
+from tqindex.kernels.simd import (
+    BIT,
+    BYTE,
+    BYTES,
+    FLOATS,
+    INT,
+    INTS,
+    LONG,
+    address,
+    call,
+    cgutils,
+    constant,
+    load,
+    splat,
+)
+
+
+def _for_levels(
+    builder: Any, row: Any, width: Any, bits: Any, entries: Any, shuffle: Callable[..., Any], use: Callable[..., None]
+) -> None:
+    """Emit a loop over a row's planes that calls use(levels, i) for the 64 coordinates of bytes i..i + 8."""
+    last = builder.sub(width, LONG(8))
+    for count in (1, 2, 3, 4, 8):
+        wanted = builder.icmp_signed("==", bits, LONG(count))
+        with builder.if_then(wanted), cgutils.for_range_slice(builder, LONG(0), width, LONG(8), LONG) as (i, _):
+            # The last word of a plane is read so that it ends with the plane, and shifted into place.
+            start = builder.select(builder.icmp_signed("<", i, last), i, last)
+            shift = builder.mul(builder.sub(i, start), LONG(8))
+            codes = ir.Constant(BYTES, None)
+            for plane in range(count):
+                index = builder.add(builder.mul(width, LONG(plane)), start)
+                word = load(builder, builder.bitcast(builder.gep(row, [index]), LONG.as_pointer()))
+                mask = builder.bitcast(builder.lshr(word, shift), ir.VectorType(BIT, 64))
+                heavier = builder.add(codes, constant(BYTES, 1 << (count - 1 - plane)))
+                codes = builder.select(mask, heavier, codes)
+            use(codes if count == 8 else shuffle(builder, entries, codes), i)
 
 
 def make_expand_row(shuffle: Callable[..., Any]) -> Any:
@@ -26,26 +61,13 @@ def make_expand_row(shuffle: Callable[..., Any]) -> Any:
             v_planes, v_at, v_width, v_bits, v_table, v_levels, v_out_at = arguments
             t_planes, t_table, t_levels = signature.args[0], signature.args[4], signature.args[5]
             entries = load(builder, address(context, builder, t_table, v_table, LONG(0), BYTES))
-            last = builder.sub(v_width, LONG(8))
-            for count in (1, 2, 3, 4, 8):
-                wanted = builder.icmp_signed("==", v_bits, LONG(count))
-                with (
-                    builder.if_then(wanted),
-                    cgutils.for_range_slice(builder, LONG(0), v_width, LONG(8), LONG) as (i, _),
-                ):
-                    # The last word of a plane is read so that it ends with the plane, and shifted into place.
-                    start = builder.select(builder.icmp_signed("<", i, last), i, last)
-                    shift = builder.mul(builder.sub(i, start), LONG(8))
-                    codes = ir.Constant(BYTES, None)
-                    for plane in range(count):
-                        index = builder.add(builder.add(v_at, builder.mul(v_width, LONG(plane))), start)
-                        word = load(builder, address(context, builder, t_planes, v_planes, index, LONG))
-                        mask = builder.bitcast(builder.lshr(word, shift), ir.VectorType(BIT, 64))
-                        heavier = builder.add(codes, constant(BYTES, 1 << (count - 1 - plane)))
-                        codes = builder.select(mask, heavier, codes)
-                    levels = codes if count == 8 else shuffle(builder, entries, codes)
-                    index = builder.add(v_out_at, builder.mul(i, LONG(8)))
-                    builder.store(levels, address(context, builder, t_levels, v_levels, index, BYTES)).align = 1
+            row = address(context, builder, t_planes, v_planes, v_at, BYTE)
+
+            def write(levels: Any, i: Any) -> None:
+                index = builder.add(v_out_at, builder.mul(i, LONG(8)))
+                builder.store(levels, address(context, builder, t_levels, v_levels, index, BYTES)).align = 1
+
+            _for_levels(builder, row, v_width, v_bits, entries, shuffle, write)
             return context.get_dummy_value()
 
         index = types.intp
@@ -55,6 +77,37 @@ def make_expand_row(shuffle: Callable[..., Any]) -> Any:
 
 
 # --- scores ---------------------------------------------------------------------------------------------------------
+
+
+def make_dot_row(dot4: Callable[..., Any], shuffle: Callable[..., Any]) -> Any:
+    """Return an operation that multiplies one row's levels with one query, straight from the planes.
+
+    dot_row(planes, at, width, bits, table, query) -> i32; planes and table as `make_expand_row`, query i8 (depth,).
+    """
+
+    @intrinsic
+    def dot_row(typing_context: Any, planes: Any, at: Any, width: Any, bits: Any, table: Any, query: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            v_planes, v_at, v_width, v_bits, v_table, v_query = arguments
+            t_query = signature.args[5]
+            total = cgutils.alloca_once_value(builder, ir.Constant(INTS, None))
+            builder.store(ir.Constant(INTS, None), total)
+
+            def add(levels: Any, i: Any) -> None:
+                index = builder.mul(i, LONG(8))
+                part = load(builder, address(context, builder, t_query, v_query, index, BYTES))
+                builder.store(dot4(builder, builder.load(total), levels, part), total)
+
+            entries = load(builder, address(context, builder, signature.args[4], v_table, LONG(0), BYTES))
+            row = address(context, builder, signature.args[0], v_planes, v_at, BYTE)
+            _for_levels(builder, row, v_width, v_bits, entries, shuffle, add)
+            return call(builder, "llvm.vector.reduce.add.v16i32", INT, [builder.load(total)])
+
+        index = types.intp
+        return types.int32(planes, index, index, index, table, query), codegen
+
+    return dot_row
+
 
 #: Queries that `score_strip` scores at once.
 STRIP = 32
