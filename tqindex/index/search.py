@@ -30,6 +30,9 @@ Int64Array = npt.NDArray[np.int64]
 _CHUNK_ROWS = 4096
 #: Queries that one pass over the rows serves; their int8 levels stay in cache.
 _QUERY_BLOCK = 512
+# Their many arguments come as tuples, whose lengths mypy cannot follow.
+_scan_rows: Any = scan_rows
+_scan_rows_single: Any = scan_rows_single
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +107,10 @@ class _Tables:
         where: tuple[Any, ...] = (*map(_read_only, arrays), chunk.segment.first_id, chunk.start, chunk.stop)
         tables: tuple[Any, ...] = (self.bits, self.table, self.sketch_table)
         if self.nq == 1:
-            scan_rows_single(*where, *tables, *self.single, best_scores[0], best_ids[0])
+            _scan_rows_single(*where, *tables, *self.single, best_scores[0], best_ids[0])
         else:
             packed: tuple[Any, ...] = (TILE_CONFIGURATION, self.nq, self.packed, self.sketch_packed, self.multiplier)
-            scan_rows(*where, *tables, *packed, self.sides.copy(), best_scores, best_ids)
+            _scan_rows(*where, *tables, *packed, self.sides.copy(), best_scores, best_ids)
 
     def _pack_single(self) -> tuple[Any, ...]:
         """Return the only query as `scan_rows_single` takes it."""
