@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from tqindex.codec import Codec
 from tqindex.codec.codec import QueryCodes
+from tqindex.codec.packing import plane_bytes
 from tqindex.index.segments import Segment
-from tqindex.kernels.product import LANES, TILE_CONFIGURATION, pack_queries
+from tqindex.kernels.product import LANES, TILE_CONFIGURATION, WORD, pack_queries
 from tqindex.kernels.scan import (
     BIASES,
     NO_ID,
@@ -26,8 +27,9 @@ from tqindex.kernels.threads import run_parallel
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
-#: Rows of one task: short enough that Ctrl-C is answered soon.
-_CHUNK_ROWS = 4096
+#: Multiply-adds of one task, some milliseconds: Ctrl-C is answered soon, and threads end at about the same time.
+_CHUNK_WORK = 2**30
+_CHUNK_ROWS = (2048, 16_384)
 #: Queries that one pass over the rows serves; their int8 levels stay in cache.
 _QUERY_BLOCK = 512
 # Their many arguments come as tuples, whose lengths mypy cannot follow.
@@ -50,11 +52,13 @@ def search_segments(
     Missing entries have score -inf and id -1. The result does not depend on `threads` or on the segments' cuts.
     """
     nq = len(queries.levels)
+    least, most = _CHUNK_ROWS
+    rows = min(max(_CHUNK_WORK // (codec.dim * max(1, min(nq, _QUERY_BLOCK))), least), most)
     scores, ids = np.full((nq, k), -np.inf, np.float32), np.full((nq, k), -1, np.int64)
     chunks = [
-        _Chunk(segment, start, min(start + _CHUNK_ROWS, segment.n))
+        _Chunk(segment, start, min(start + rows, segment.n))
         for segment in segments
-        for start in range(0, segment.n, _CHUNK_ROWS)
+        for start in range(0, segment.n, rows)
     ]
     workers = min(threads, len(chunks))
     found = min(k, sum(segment.n for segment in segments))
@@ -98,7 +102,7 @@ class _Tables:
             self.sides[SKETCH_STEPS, : self.nq] = queries.sketch_steps
             sums = queries.sketch_levels.sum(axis=1, dtype=np.int32)
             self.sides[SKETCH_SHIFTS, : self.nq] = (-sums).view(np.float32)
-        self.single = self._pack_single()
+        self.single = self._pack_single() if self.nq == 1 and plane_bytes(codec.dim) >= WORD else None
 
     def scan(self, chunk: _Chunk, best_scores: Float32Array, best_ids: Int64Array) -> None:
         """Score one chunk of rows; best_scores and best_ids: (nq, k)."""
@@ -106,7 +110,7 @@ class _Tables:
         arrays: tuple[Any, ...] = (rows.planes, rows.scales, rows.sketch_scales, rows.offsets, chunk.segment.ids)
         where: tuple[Any, ...] = (*map(_read_only, arrays), chunk.segment.first_id, chunk.start, chunk.stop)
         tables: tuple[Any, ...] = (self.bits, self.table, self.sketch_table)
-        if self.nq == 1:
+        if self.single is not None:
             _scan_rows_single(*where, *tables, *self.single, best_scores[0], best_ids[0])
         else:
             packed: tuple[Any, ...] = (TILE_CONFIGURATION, self.nq, self.packed, self.sketch_packed, self.multiplier)

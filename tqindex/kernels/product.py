@@ -34,17 +34,17 @@ _SPREAD_MASK = np.uint64(0x8040201008040201)
 _CARRY = np.uint64(0x7F7F7F7F7F7F7F7F)
 
 _LEVEL = simd_level()
-#: Planes shorter than one word are expanded by the portable code.
-_WORD = 8 if _LEVEL != "portable" else 1 << 60
+#: Planes of fewer bytes are expanded by portable code, and a single query over them goes the way of a batch.
+WORD = 8 if _LEVEL != "portable" else 1 << 60
 _USES_TILES = _LEVEL == "amx"
 # Numba's types give intrinsics the arguments of their code generators.
 _multiply_block: Any
 _configure_tiles: Any = configure_tiles
 _release_tiles: Any = release_tiles
 if _LEVEL in ("amx", "avx512"):
-    _expand_row, _dot_row = make_expand_row(shuffle_avx512), make_dot_row(dot4_avx512, shuffle_avx512)
+    _expand_row, dot_row = make_expand_row(shuffle_avx512), make_dot_row(dot4_avx512, shuffle_avx512)
 else:
-    _expand_row, _dot_row = make_expand_row(shuffle_avx2), make_dot_row(dot4_avx2, shuffle_avx2)
+    _expand_row, dot_row = make_expand_row(shuffle_avx2), make_dot_row(dot4_avx2, shuffle_avx2)
 if _LEVEL == "amx":
     _multiply_block, BLOCK_ROWS, BLOCK_GROUPS = multiply_block_amx, 32, 2
 elif _LEVEL == "avx512":
@@ -80,7 +80,7 @@ def expand_tile(
     flat_planes, flat_out = planes.reshape(planes.size), out.reshape(out.size)
     for r in range(rows):
         at = (start + r) * row_bytes + first_plane * width
-        if width >= _WORD:
+        if width >= WORD:
             _expand_row(flat_planes, at, width, bits, table, flat_out, r * depth)
         else:
             expand_row_portable(flat_planes, at, width, bits, table, flat_out, r * depth)
@@ -141,16 +141,3 @@ def end_tiles() -> None:
     """Undo `begin_tiles`."""
     if _USES_TILES:
         _release_tiles()
-
-
-@kernel
-def dot_row(planes: Any, at: int, width: int, bits: int, table: Any, query: Any) -> Any:
-    """Multiply one row's levels with one query, i8 (depth,); planes and table as `expand_row_portable`."""
-    if width >= _WORD:
-        return _dot_row(planes, at, width, bits, table, query)
-    total = np.int32(0)
-    levels = np.empty(8 * width, np.uint8)
-    expand_row_portable(planes, at, width, bits, table, levels, 0)
-    for j in range(8 * width):
-        total = np.int32(total + np.int32(levels[j]) * np.int32(query[j]))
-    return total

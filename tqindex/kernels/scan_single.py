@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from tqindex.kernels.compile import kernel
-from tqindex.kernels.product import dot_row
+from tqindex.kernels.product import dot_row as _dot_row
 from tqindex.kernels.scan import is_better, push
 
 
@@ -33,17 +33,20 @@ def scan_rows_single(
     best_scores: Any,
     best_ids: Any,
 ) -> None:
-    """As `tqindex.kernels.scan.scan_rows`, for query and sketch_query i8 (depth,) and best arrays of shape (k,)."""
+    """As `tqindex.kernels.scan.scan_rows`, for planes of at least `WORD` bytes each.
+
+    query, sketch_query: i8 (depth,); best_scores, best_ids: (k,).
+    """
     has_sketch, has_offsets, has_ids = sketch_scales.shape[0] > 0, offsets.shape[0] > 0, ids.shape[0] > 0
     row_bytes = planes.shape[1]
     width = row_bytes // bits
     flat_planes = planes.reshape(planes.size)
     for row in range(start, stop):
         at = row * row_bytes
-        product = np.int32(multiplier * dot_row(flat_planes, at, width, bits, table, query) + shift)
+        product = np.int32(multiplier * _dot_row(flat_planes, at, width, bits, table, query) + shift)
         score = scales[row] * (step * np.float32(product))
         if has_sketch:
-            signs = dot_row(flat_planes, at + (bits - 1) * width, width, 1, sketch_table, sketch_query)
+            signs = _dot_row(flat_planes, at + (bits - 1) * width, width, 1, sketch_table, sketch_query)
             score += sketch_scales[row] * (sketch_step * np.float32(np.int32(2 * signs + sketch_shift)))
         if has_offsets:
             score += offsets[row]
