@@ -19,7 +19,7 @@ from tqindex.index.search import search_segments
 from tqindex.index.segments import RowSet, Segment
 from tqindex.kernels.compile import cache_folder
 from tqindex.kernels.cpu import simd_level
-from tqindex.kernels.encoder import encode_rows
+from tqindex.kernels.encoder import encode_rows, project_copy
 from tqindex.kernels.rows import EncodedRows
 from tqindex.kernels.threads import available_threads, check_threads
 
@@ -206,7 +206,7 @@ class Index:
         k = check_integer("k", k, 1, MAX_K)
         workers = check_threads(threads)
         queries = as_rows(queries, self.dim, "queries") if np.ndim(queries) != 1 else queries
-        prepared = self.codec.encode_queries(queries, self.metric)
+        prepared = self.codec.encode_queries(queries, self.metric, project_copy)
         scores, ids = search_segments(self.codec, self._rows.all_segments(), prepared, k, workers)
         if self.metric == "l2":
             scores *= np.float32(-2.0)
