@@ -18,7 +18,8 @@ from tqindex.index.ids import IdMap
 from tqindex.index.search import search_segments
 from tqindex.index.segments import RowSet, Segment
 from tqindex.kernels.compile import cache_folder
-from tqindex.kernels.encoder import encode_rows
+from tqindex.kernels.cpu import simd_level
+from tqindex.kernels.encoder import encode_rows, project_copy
 from tqindex.kernels.rows import EncodedRows
 from tqindex.kernels.threads import available_threads, check_threads
 
@@ -205,7 +206,7 @@ class Index:
         k = check_integer("k", k, 1, MAX_K)
         workers = check_threads(threads)
         queries = as_rows(queries, self.dim, "queries") if np.ndim(queries) != 1 else queries
-        prepared = self.codec.encode_queries(queries, self.metric)
+        prepared = self.codec.encode_queries(queries, self.metric, project_copy)
         scores, ids = search_segments(self.codec, self._rows.all_segments(), prepared, k, workers)
         if self.metric == "l2":
             scores *= np.float32(-2.0)
@@ -261,7 +262,7 @@ class Index:
             "float32_bytes_per_vector": 4 * self.dim,
             "segments": len(segments),
             "format_version": FORMAT_VERSION,
-            "simd": "portable",
+            "simd": simd_level(),
             "threads": available_threads(),
             "kernel_cache": None if folder is None else str(folder),
         }

@@ -1,8 +1,8 @@
 """The decorator of every kernel: compiled on first call, without the GIL, kept on disk.
 
-Numba's own cache sits beside the source, misses a change in another file that a kernel calls, and its entries
-are pickles. Ours is a private folder, named by a hash of all kernel sources and the versions of Numba and
-llvmlite; where no such folder can be had, kernels are compiled in memory in every process, and the log says so.
+Numba's own cache sits beside the source, misses a change in another file that a kernel calls, and its entries are
+pickles. Ours is a private folder, named by a hash of all kernel sources and the versions of Numba and llvmlite, and by
+the SIMD level. Where no such folder can be had, kernels are compiled in memory in every process, and the log says so.
 """
 
 import functools
@@ -16,6 +16,8 @@ from typing import Any, TypeVar, cast
 import llvmlite
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+from tqindex.kernels.cpu import simd_level
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _log = logging.getLogger("tqindex")
@@ -40,7 +42,7 @@ def cache_folder() -> Path | None:
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
         root = Path(base) if base else Path(home).expanduser() / "tqindex"
-        folder = root / f"kernels-{_source_hash()[:16]}"
+        folder = root / f"kernels-{_source_hash()[:16]}-{simd_level()}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
         _log.warning("compiled kernels are not kept: no cache folder can be made (%s)", error)

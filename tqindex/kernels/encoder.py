@@ -75,6 +75,13 @@ def _encode_block(
     pack_rows(codes, codec.bits, out.planes)
 
 
+def project_copy(projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> Float32Array:
+    """Return the projected rows; equal to `projection.apply`."""
+    projected = rows.copy()
+    _project(projection, projected)
+    return projected
+
+
 def _project(projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> None:
     """Apply a projection to rows in place."""
     scratch = np.empty(rows.shape[1], np.float32)

@@ -1,0 +1,65 @@
+"""Which SIMD level the kernels are compiled for, decided once per process.
+
+Levels, best first: "amx" (AVX-512 VNNI and AMX int8 tiles), "avx512" (AVX-512 VNNI), "avx2", "portable" (any CPU).
+TQINDEX_SIMD names one; a level that the CPU or the system does not allow is refused, not replaced.
+"""
+
+import ctypes
+import functools
+import os
+import platform
+import sys
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+
+from tqindex.errors import ArgumentError
+
+LEVELS = ("amx", "avx512", "avx2", "portable")
+_FEATURES = {
+    "amx": {"amx-tile", "amx-int8"},
+    "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512vnni"},
+    "avx2": {"avx2"},
+    "portable": set[str](),
+}
+_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
+
+
+@functools.cache
+def available_levels() -> tuple[str, ...]:
+    """Return the levels that this CPU and system allow, best first."""
+    foreign = platform.machine() not in ("x86_64", "AMD64")
+    config: Any = numba.config
+    if foreign or config.CPU_NAME or config.CPU_FEATURES:  # Numba may be told not to use what is there
+        return ("portable",)
+    features = {name for name, present in llvm.get_host_cpu_features().items() if present}
+    levels = [level for level in LEVELS[1:] if _FEATURES[level] <= features]
+    if "avx512" in levels and _FEATURES["amx"] <= features and _may_use_tiles():
+        levels.insert(0, "amx")
+    return tuple(levels)
+
+
+def _may_use_tiles() -> bool:
+    """Ask Linux for the tile registers; a process without permission is killed at the first tile instruction."""
+    if sys.platform != "linux":
+        return False
+    return bool(ctypes.CDLL(None).syscall(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA) == 0)
+
+
+@functools.cache
+def simd_level() -> str:
+    """Return the level in use: TQINDEX_SIMD, or the best there is.
+
+    Raises
+    ------
+    ArgumentError
+        TQINDEX_SIMD names a level that does not exist or that this machine does not have.
+    """
+    wanted = os.environ.get("TQINDEX_SIMD")
+    levels = available_levels()
+    if not wanted:
+        return levels[0]
+    if wanted not in levels:
+        raise ArgumentError(f"TQINDEX_SIMD must be one of {', '.join(levels)} on this machine, got {wanted!r}")
+    return wanted

@@ -1,0 +1,152 @@
+"""Blocks that multiply rows of levels with many queries in registers: from vectors, and from AMX tiles."""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from tqindex.kernels.simd import BYTE, BYTES, INT, INTS, LONG, VOID, address, call, cgutils, load, splat
+
+
+def make_multiply_block(dot4: Callable[..., Any], rows: int, groups: int) -> Any:
+    """Return an operation that multiplies `rows` rows with `groups` groups of 16 queries, all in registers.
+
+    multiply_block(levels, at, stride, queries, query_at, query_stride, depth, products, product_at, product_stride)
+    with levels u8 [row][depth], queries i8 [group][depth / 4][16][4], products i32 [row][16 * group].
+    """
+
+    @intrinsic
+    def multiply_block(
+        typing_context: Any,
+        levels: Any,
+        at: Any,
+        stride: Any,
+        queries: Any,
+        query_at: Any,
+        query_stride: Any,
+        depth: Any,
+        products: Any,
+        product_at: Any,
+        product_stride: Any,
+    ) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            (v_levels, v_at, v_stride, v_queries, v_query_at, v_query_stride, v_depth) = arguments[:7]
+            v_products, v_product_at, v_product_stride = arguments[7:]
+            t_levels, t_queries, t_products = signature.args[0], signature.args[3], signature.args[7]
+            totals = [
+                [cgutils.alloca_once_value(builder, ir.Constant(INTS, None)) for _ in range(groups)]
+                for _ in range(rows)
+            ]
+            for row in totals:
+                for total in row:
+                    builder.store(ir.Constant(INTS, None), total)
+            row_at = [builder.add(v_at, builder.mul(v_stride, LONG(r))) for r in range(rows)]
+            group_at = [builder.add(v_query_at, builder.mul(v_query_stride, LONG(g))) for g in range(groups)]
+            with cgutils.for_range_slice(builder, LONG(0), v_depth, LONG(4), LONG) as (j, _):
+                lanes = builder.mul(j, LONG(16))
+                columns = [
+                    load(builder, address(context, builder, t_queries, v_queries, builder.add(g, lanes), BYTES))
+                    for g in group_at
+                ]
+                for r in range(rows):
+                    word = load(builder, address(context, builder, t_levels, v_levels, builder.add(row_at[r], j), INT))
+                    row = builder.bitcast(splat(builder, word, INTS), BYTES)
+                    for g in range(groups):
+                        total = builder.load(totals[r][g])
+                        builder.store(dot4(builder, total, row, columns[g]), totals[r][g])
+            for r in range(rows):
+                for g in range(groups):
+                    index = builder.add(v_product_at, builder.add(builder.mul(v_product_stride, LONG(r)), LONG(16 * g)))
+                    pointer = address(context, builder, t_products, v_products, index, INTS)
+                    builder.store(builder.load(totals[r][g]), pointer).align = 4
+            return context.get_dummy_value()
+
+        index = types.intp
+        arguments = (levels, index, index, queries, index, index, index, products, index, index)
+        return types.void(*arguments), codegen
+
+    return multiply_block
+
+
+# --- AMX ------------------------------------------------------------------------------------------------------------
+
+#: Palette 1, eight tiles of 16 rows of 64 bytes.
+TILE_CONFIG = bytes([1]) + bytes(15) + bytes([64, 0] * 8) + bytes(16) + bytes([16] * 8) + bytes(8)
+
+
+@intrinsic
+def configure_tiles(typing_context: Any, config: Any) -> Any:
+    """Load the tile configuration, uint8 (64,); needed in every thread before its first tile operation."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = address(context, builder, signature.args[0], arguments[0], LONG(0), BYTE)
+        call(builder, "llvm.x86.ldtilecfg", VOID, [pointer])
+        return context.get_dummy_value()
+
+    return types.void(config), codegen
+
+
+@intrinsic
+def release_tiles(typing_context: Any) -> Any:
+    """Give the tile registers back, so that the system need not save them."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        call(builder, "llvm.x86.tilerelease", VOID, [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def multiply_block_amx(
+    typing_context: Any,
+    levels: Any,
+    at: Any,
+    stride: Any,
+    queries: Any,
+    query_at: Any,
+    query_stride: Any,
+    depth: Any,
+    products: Any,
+    product_at: Any,
+    product_stride: Any,
+) -> Any:
+    """As `make_multiply_block` for 32 rows and 2 groups, depth a multiple of 64.
+
+    Tiles 0-3 hold totals, 4-5 rows, 6-7 queries.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (v_levels, v_at, v_stride, v_queries, v_query_at, v_query_stride, v_depth) = arguments[:7]
+        v_products, v_product_at, v_product_stride = arguments[7:]
+
+        def tile(operation: str, number: int, array_type: Any, array: Any, index: Any, row_bytes: Any) -> None:
+            pointer = builder.bitcast(address(context, builder, array_type, array, index, BYTE), BYTE.as_pointer())
+            call(builder, f"llvm.x86.{operation}", VOID, [BYTE(number), pointer, row_bytes])
+
+        for number in range(4):
+            call(builder, "llvm.x86.tilezero", VOID, [BYTE(number)])
+        with cgutils.for_range_slice(builder, LONG(0), v_depth, LONG(64), LONG) as (j, _):
+            for half in range(2):
+                row_at = builder.add(builder.add(v_at, builder.mul(v_stride, LONG(16 * half))), j)
+                tile("tileloadd64", 4 + half, signature.args[0], v_levels, row_at, v_stride)
+                lanes = builder.mul(j, LONG(16))
+                group_at = builder.add(builder.add(v_query_at, builder.mul(v_query_stride, LONG(half))), lanes)
+                tile("tileloadd64", 6 + half, signature.args[3], v_queries, group_at, LONG(64))
+            for row in range(2):
+                for group in range(2):
+                    numbers = [BYTE(2 * row + group), BYTE(4 + row), BYTE(6 + group)]
+                    call(builder, "llvm.x86.tdpbusd", VOID, numbers)
+        row_bytes = builder.mul(v_product_stride, LONG(4))
+        for row in range(2):
+            for group in range(2):
+                index = builder.add(v_product_at, builder.mul(v_product_stride, LONG(16 * row)))
+                index = builder.add(index, LONG(16 * group))
+                tile("tilestored64", 2 * row + group, signature.args[7], v_products, index, row_bytes)
+        return context.get_dummy_value()
+
+    index = types.intp
+    arguments = (levels, index, index, queries, index, index, index, products, index, index)
+    return types.void(*arguments), codegen
