@@ -41,6 +41,8 @@ def room(tmp_path_factory, write_ann):
         file["a"], file["b"] = good, good
     with h5py.File(room / "truth.h5", "w") as file:
         file["test"], file["neighbors"] = good, np.zeros((60, 3))
+    with h5py.File(room / "jaccard.h5", "w") as file:
+        file["train"], file.attrs["distance"] = good, "jaccard"
     (room / "folder").mkdir()
     (room / "folder" / "notes.txt").touch()
     (room / "empty").mkdir()
@@ -68,6 +70,7 @@ CASES = [
     ("build none.h5", "none.h5: no 2-D float dataset for the base, got 'ids' (5,) int64"),
     ("build several.h5", "several.h5: several 2-D float datasets, name one with --dataset: 'a' (60, 8) float32, 'b'"),
     ("build several.h5 --dataset c", "no dataset 'c' in the file"),
+    ("build jaccard.h5", "jaccard.h5 states distance 'jaccard': --metric must say what to use instead"),
     ("build nan.npy --dataset a", "dataset applies to HDF5 files only, got 'a'"),
     ("build empty.npy", "empty.npy is empty: at least one vector is needed, got shape (0, 8)"),
     ("build integers.npy", "must hold float16, float32 or float64, got dtype int32"),

@@ -15,9 +15,9 @@ from tqindex.codec.sums import dot, tree_sum
 from tqindex.errors import VectorError
 from tqindex.kernels import encode as kernels
 from tqindex.kernels.encoder import BLOCK_ROWS, encode_rows
+from tqindex.kernels.product import TILE, expand_tile
 from tqindex.kernels.rotate import project_rows, rotate_rows
 from tqindex.kernels.rows import EncodedRows
-from tqindex.kernels.scan import expand_rows
 
 METRICS = ("ip", "cosine", "l2")
 DIMS = [2, 7, 31, 33, 64, 65, 100, 257]
@@ -153,18 +153,23 @@ def test_other_dtypes_are_cast_before_all_else(dtype: str, gaussian_rows: Any) -
     assert_same(encode_with_kernels(codec, as_rows(rows, 33), "l2"), codec.encode(rows, "l2"), codec)
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("dim", [2, 8, 33, 64, 257])
-def test_expand_rows_undoes_pack_rows(dim: int, bits: int) -> None:
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("dim", [2, 8, 33, 57, 64, 100, 257])
+def test_expand_tile_undoes_pack_rows(dim: int, bits: int) -> None:
     width = plane_bytes(dim)
     codes = np.zeros((11, 8 * width), np.uint8)
     codes[:, :dim] = np.random.default_rng(bits).integers(0, 2**bits, (11, dim))
     planes = np.zeros((11, bits * width), np.uint8)
     kernels.pack_rows(codes, bits, planes)
     np.testing.assert_array_equal(planes, pad_planes(codes[:, :dim], bits))
-    words = np.full((4, width), 2**64 - 1, np.uint64)
-    expand_rows(planes, 5, 9, bits, words)
-    np.testing.assert_array_equal(words.view(np.uint8), codes[5:9])
+    entries = np.random.default_rng(0).permutation(256)[:16].astype(np.uint8)
+    levels = np.zeros((TILE, -(-dim // 64) * 64), np.uint8)
+    expand_tile(planes, 5, 6, 0, bits, bits, np.tile(entries, 4), levels)
+    expected = codes if bits == 8 else entries[codes]
+    np.testing.assert_array_equal(levels[:6, :dim], expected[5:, :dim])
+    assert not levels[6:].any()
+    expand_tile(planes, 5, 6, bits - 1, 1, bits, np.tile(entries, 4), levels)
+    np.testing.assert_array_equal(levels[:6, :dim], entries[codes[5:, :dim] & 1])
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 64, 65, 100, 1000])

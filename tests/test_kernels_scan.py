@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 import tqindex as tq
 from tqindex.index import segments as index_segments
-from tqindex.kernels.scan import NO_ID, multiply_tile, push
+from tqindex.kernels.product import (
+    TILE,
+    TILE_CONFIGURATION,
+    begin_tiles,
+    end_tiles,
+    multiply_tile,
+    pack_queries,
+)
+from tqindex.kernels.scan import NO_ID, push
 
 METRICS = ("ip", "cosine", "l2")
 CODECS: list[dict[str, Any]] = [
@@ -132,14 +140,33 @@ def test_push_keeps_the_best(pairs: list[tuple[int, int]], data: Any) -> None:
     assert kept == sorted((-score, row_id) for score, row_id in pairs)[:k]
 
 
-@pytest.mark.parametrize("dim", [8, 64, 65_536])
-def test_products_are_exact_at_their_largest(dim: int) -> None:
-    levels = np.full((2, dim), -128, np.int8)
-    levels[1, ::2] = 127
-    query = np.full(dim, 127, np.int8)
-    products = np.empty(2, np.int32)
-    multiply_tile(levels, query, products)
-    np.testing.assert_array_equal(products, levels.astype(np.int64) @ query.astype(np.int64))
+@pytest.mark.parametrize("nq", [1, 2, 33, 37])
+@pytest.mark.parametrize("dim", [31, 64, 100, 1536])
+def test_any_number_of_queries(dim: int, nq: int, gaussian_rows: Any) -> None:
+    rows, queries = gaussian_rows(130, dim, 1), gaussian_rows(nq, dim, 2)
+    for config in CODECS:
+        index = tq.Index(dim, metric="l2", center=np.full(dim, 0.05), **config)
+        ids = index.add(rows)
+        assert_same(index.search(queries, 9), expected_result(index, rows, ids, queries, 9))
+
+
+@pytest.mark.parametrize("rows", [1, 13, TILE])
+@pytest.mark.parametrize("dim", [8, 64, 100, 65_536])
+def test_products_are_exact_at_their_largest(dim: int, rows: int) -> None:
+    depth = -(-dim // 64) * 64
+    levels = np.full((TILE, depth), 255, np.uint8)
+    levels[:, ::3] = 0
+    queries = np.full((35, dim), 127, np.int8)
+    queries[1::2] = -127
+    queries[3] = np.random.default_rng(0).integers(-127, 128, dim)
+    packed = pack_queries(queries)
+    products = np.zeros((TILE, 16 * len(packed)), np.int32)
+    begin_tiles(TILE_CONFIGURATION)
+    multiply_tile(levels, rows, packed, products)
+    end_tiles()
+    expected = levels[:rows, :dim].astype(np.float64) @ queries.astype(np.float64).T
+    np.testing.assert_array_equal(products[:rows, :35], expected)
+    assert not products[:rows, 35:].any()
 
 
 def test_eight_bit_scores_hold_at_the_largest_width() -> None:

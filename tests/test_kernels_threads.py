@@ -89,7 +89,7 @@ def fresh_cache(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_cache_folder_is_private_and_named_by_the_sources(fresh_cache: Any, tmp_path: Path) -> None:
     folder = fresh_cache(TQINDEX_CACHE_DIR=str(tmp_path / "a"))
-    assert folder == tmp_path / "a" / f"kernels-{compiling._source_hash()[:16]}"
+    assert folder == tmp_path / "a" / f"kernels-{compiling._source_hash()[:16]}-{compiling.simd_level()}"
     assert folder.stat().st_mode & 0o777 == 0o700
     assert fresh_cache(XDG_CACHE_HOME=str(tmp_path / "b")).parent == tmp_path / "b" / "tqindex"
     assert fresh_cache(HOME=str(tmp_path / "c")).parent == tmp_path / "c" / ".cache" / "tqindex"

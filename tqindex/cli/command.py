@@ -14,7 +14,7 @@ from tqindex.cli import output
 from tqindex.cli.build import build_index
 from tqindex.cli.hits import check_output, write_hits
 from tqindex.codec.codec import KINDS, METRICS
-from tqindex.errors import TQIndexError, VectorError
+from tqindex.errors import ArgumentError, TQIndexError, VectorError
 from tqindex.index.index import MAX_K
 from tqindex.readers import VectorFile, open_vectors
 from tqindex.readers.truth import measure_recall
@@ -111,6 +111,8 @@ def build_command(
     with open_vectors(file, dataset) as vectors:
         target = file.with_suffix(".tq") if target is None else target
         check_target(target.absolute(), force)
+        if metric is None and vectors.metric is None and vectors.distance is not None:
+            raise ArgumentError(f"{file} states distance {vectors.distance!r}: --metric must say what to use instead")
         chosen = metric or vectors.metric or "cosine"
         kind = codec.pop("codec")
         dim = check_integer(f"{file}: number of columns", vectors.shape[1], 2, MAX_DIM)

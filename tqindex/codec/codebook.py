@@ -72,7 +72,15 @@ class Codebook:
 
     @classmethod
     def from_config(cls, bits: int, centroids: Sequence[int], distortion: float) -> "Codebook":
-        """Rebuild a stored codebook; its numbers win over what this machine would compute."""
+        """Rebuild a stored codebook; its numbers win over what this machine would compute.
+
+        Raises
+        ------
+        ValueError
+            Not 2**bits ascending centroids.
+        """
+        if len(centroids) != 2**bits or list(centroids) != sorted(set(centroids)):
+            raise ValueError(f"a codebook of {bits} bits must have {2**bits} ascending centroids, got {len(centroids)}")
         return _from_centroids(bits, np.array(centroids, dtype=np.float64) / _RESOLUTION, distortion)
 
 

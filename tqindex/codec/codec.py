@@ -126,12 +126,12 @@ class Codec:
     ) -> None:
         self.dim = check_integer("dim", dim, 2, MAX_DIM)
         self.kind: Kind = check_choice("kind", kind, KINDS)
-        self.bits = cast(int, check_choice("bits", bits, PROD_BITS if kind == "prod" else WIDTHS))
+        self.bits = check_integer("bits", check_choice("bits", bits, PROD_BITS if kind == "prod" else WIDTHS), 1)
         self.sketch: Sketch = check_choice("sketch", sketch, SKETCHES)
         self.scale: Scale = check_choice("scale", scale, SCALES)
         self.center = _check_center(center, self.dim)
         default = "dense" if self.dim < DENSE_BELOW else "hadamard"
-        self.rotation: str = check_choice("rotation", rotation or default, ROTATIONS)
+        self.rotation: str = check_choice("rotation", default if rotation is None else rotation, ROTATIONS)
         self.seed = check_integer("seed", seed, 0, _MAX_SEED)
         self.codebook = make_codebook(self.dim, self.bits - 1 if kind == "prod" else self.bits)
         self.rotate = make_rotation(self.rotation, self.dim, self.seed, _ROTATION_KEY)

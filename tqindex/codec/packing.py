@@ -16,7 +16,7 @@ def pack_codes(codes: UInt8Array, bits: int) -> UInt8Array:
     """Pack codes below 2**bits, shape (n, dim), to shape (n, ceil(dim * bits / 8))."""
     shifts = np.arange(bits - 1, -1, -1, dtype=np.uint8)
     planes = (codes[:, np.newaxis, :] >> shifts[:, np.newaxis]) & np.uint8(1)
-    return np.packbits(planes.reshape(len(codes), -1), axis=1, bitorder="little")
+    return np.packbits(planes.reshape(len(codes), bits * codes.shape[1]), axis=1, bitorder="little")
 
 
 def unpack_codes(packed: UInt8Array, dim: int, bits: int) -> UInt8Array:

@@ -23,14 +23,21 @@ class IdMap:
     @classmethod
     def of(cls, segments: Iterable[Segment]) -> "IdMap":
         """Build the map of all rows of the segments."""
-        ids = cls()
+        return cls().extended(segments, 0)
+
+    def extended(self, segments: Iterable[Segment], known: int) -> "IdMap":
+        """Return a map of all rows of the segments, the first `known` of which this one has; it stays as it is."""
+        ids = IdMap()
+        ids._ranges, ids._runs = list(self._ranges), list(self._runs)
         row = 0
         for segment in segments:
-            ids.add(segment, 0, row)
+            start = max(0, known - row)
+            if start < segment.n:
+                ids._add(segment, start, row + start)
             row += segment.n
         return ids
 
-    def add(self, segment: Segment, start: int, row: int) -> None:
+    def _add(self, segment: Segment, start: int, row: int) -> None:
         """Add a segment's rows from `start` on; `row` is the number of the first of them in the index."""
         if segment.ids.size:
             self._add_run(segment.ids[start : segment.n], row)

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tqindex.checks import as_rows, check_choice, check_integer
+from tqindex.checks import as_array, as_rows, check_choice, check_integer
 from tqindex.codec import Codec
 from tqindex.codec.codec import METRICS, Kind, Scale, Sketch
 from tqindex.codec.codes import Codes
@@ -93,15 +93,15 @@ class Index:
         if isinstance(codec, Codec):
             if dim != codec.dim:
                 raise ArgumentError(f"dim must equal the codec's dim {codec.dim}, got {dim!r}")
-            given = (bits, sketch, scale, center, rotation, seed)
-            if given != (4, "orthogonal", "unbiased", None, None, 0):
+            given = (bits, sketch, scale, rotation, seed)
+            if center is not None or given != (4, "orthogonal", "unbiased", None, 0):
                 raise ArgumentError(f"bits, sketch, scale, center, rotation, seed come with {codec!r}; leave them out")
             self.codec = codec
         else:
             check_choice("codec", codec, ("mse", "prod"))
             self.codec = Codec(dim, bits, codec, sketch, scale, center, rotation, seed)
         self._rows = RowSet(self.codec, self.metric)
-        self._id_map: IdMap | None = None
+        self._id_map: tuple[RowSet, IdMap] | None = None  # the rows that it is of, and the map
         self._write_lock = Lock()
         #: The directory that this index was loaded from or last saved to, absolute.
         self._home: str | None = None
@@ -124,7 +124,7 @@ class Index:
             return False
         if not 0 <= row_id < 2**63:
             return False
-        return bool(self._find(np.array([row_id], np.int64))[0] >= 0)
+        return bool(self._map(self._rows).find(np.array([row_id], np.int64))[0] >= 0)
 
     def __repr__(self) -> str:
         return f"<tqindex.Index: {len(self):,} vectors, metric={self.metric!r}, {self.codec!r}>"
@@ -178,7 +178,7 @@ class Index:
                 draft.append(encoded, None if given is None else given[start : start + step])
                 if progress is not None:
                     progress(start + len(block))
-            self._rows, self._id_map = draft, None
+            self._commit(draft)
         return np.arange(first_id, first_id + n, dtype=np.int64) if given is None else given
 
     def search(self, queries: Any, k: int = 10, threads: int | None = None) -> SearchResult:
@@ -205,12 +205,12 @@ class Index:
         """
         k = check_integer("k", k, 1, MAX_K)
         workers = check_threads(threads)
-        queries = as_rows(queries, self.dim, "queries") if np.ndim(queries) != 1 else queries
+        queries = as_array(queries)
         prepared = self.codec.encode_queries(queries, self.metric, project_copy)
         scores, ids = search_segments(self.codec, self._rows.all_segments(), prepared, k, workers)
         if self.metric == "l2":
             scores *= np.float32(-2.0)
-        return SearchResult(scores[0], ids[0]) if np.ndim(queries) == 1 else SearchResult(scores, ids)
+        return SearchResult(scores[0], ids[0]) if queries.ndim == 1 else SearchResult(scores, ids)
 
     def reconstruct(self, ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Return the vectors that the codes stand for, float32 (n, dim), or (dim,) for a single id.
@@ -223,12 +223,13 @@ class Index:
             An id is not in the index.
         """
         wanted = _as_ids(ids)
-        rows = self._find(wanted.ravel())
+        held = self._rows
+        rows = self._map(held).find(wanted.ravel())
         if rows.size and rows.min() < 0:
             raise UnknownIdError(f"ids must be in the index, got {wanted.ravel()[np.argmin(rows)]}")
         vectors = np.empty((len(rows), self.dim), np.float32)
         first_row = 0
-        for segment in self._rows.all_segments():
+        for segment in held.all_segments():
             here = np.flatnonzero((rows >= first_row) & (rows < first_row + segment.n))
             vectors[here] = self.codec.decode(self._codes(segment, rows[here] - first_row))
             first_row += segment.n
@@ -303,15 +304,25 @@ class Index:
         if repeated.size:
             raise ArgumentError(f"ids must be distinct, got {repeated[0]} twice")
         if ordered[0] < self._rows.next_id:  # else none of them can be there
-            known = self._find(checked) >= 0
+            known = self._map(self._rows).find(checked) >= 0
             if known.any():
                 raise ArgumentError(f"ids must be new, got {checked[np.argmax(known)]}, which is in the index")
         return checked
 
-    def _find(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        if self._id_map is None:
-            self._id_map = IdMap.of(self._rows.all_segments())
-        return self._id_map.find(ids)
+    def _commit(self, rows: RowSet) -> None:
+        """Make a draft the state that readers see; an id map that was built grows with it."""
+        before = self._rows
+        if self._id_map is not None and self._id_map[0] is before:
+            self._id_map = rows, self._id_map[1].extended(rows.all_segments(), len(before))
+        self._rows = rows
+
+    def _map(self, rows: RowSet) -> IdMap:
+        """Return the id map of a state of the rows, built on first use."""
+        built = self._id_map
+        if built is None or built[0] is not rows:
+            built = rows, IdMap.of(rows.all_segments())
+            self._id_map = built
+        return built[1]
 
     def _codes(self, segment: Segment, rows: npt.NDArray[np.int64]) -> Codes:
         """Return rows of a segment in the codec's own packing."""

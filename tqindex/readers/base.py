@@ -100,6 +100,11 @@ class VectorFile(ABC):
         return self.shape[0]
 
     @property
+    def distance(self) -> str | None:
+        """The distance that the file states in its own words; None if it states none."""
+        return None
+
+    @property
     def metric(self) -> Metric | None:
         """The metric that the file states (ann-benchmarks form); None if it states none that tqindex has."""
         return None

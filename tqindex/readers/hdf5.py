@@ -46,8 +46,8 @@ class HDF5File(VectorFile):
         return rows
 
     @property
-    def metric(self) -> Metric | None:
-        """The metric of the attribute `distance`; None if it is missing or tqindex has no such metric."""
+    def distance(self) -> str | None:
+        """The attribute `distance` as it stands; None if it is missing or no text."""
         attributes = self._file.attrs
         with h5_errors(f"{self.path}: attribute 'distance' cannot be read"):
             if "distance" not in attributes:
@@ -55,7 +55,12 @@ class HDF5File(VectorFile):
             stated = attributes["distance"]  # not get(): it would pass damage off as absence
         if isinstance(stated, bytes):
             stated = stated.decode("utf-8", "replace")
-        return METRICS.get(stated.lower()) if isinstance(stated, str) else None
+        return stated if isinstance(stated, str) else None
+
+    @property
+    def metric(self) -> Metric | None:
+        """The metric of the attribute `distance`; None if it is missing or tqindex has no such metric."""
+        return METRICS.get((self.distance or "").lower())
 
     @property
     def neighbors(self) -> NDArray[Any] | None:

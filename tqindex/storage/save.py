@@ -36,7 +36,8 @@ def save_index(index: "Index", path: str | os.PathLike[str], overwrite: bool) ->
     rows.seal_tail()
     with storage_errors(directory, "written"):
         rows = _save_over(directory, rows, own) if directory.exists() else _save_new(directory, rows)
-    index._rows, index._home = rows, str(directory)
+    index._commit(rows)
+    index._home = str(directory)
 
 
 def check_target(directory: Path, overwrite: bool) -> None:

@@ -1,0 +1,55 @@
+"""Every SIMD level that the machine has gives the same numbers; levels are chosen and refused as documented."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tqindex as tq
+from tqindex.errors import ArgumentError
+from tqindex.kernels import cpu
+
+HERE = Path(__file__).parent
+FILES = ("test_kernels_scan.py", "test_kernels_encode.py")
+
+
+@pytest.mark.parametrize("level", [level for level in cpu.available_levels() if level != cpu.simd_level()])
+def test_kernel_tests_pass_at_every_level(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TQINDEX_SIMD", level)
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not nightly", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*command, *(str(HERE / name) for name in FILES)], capture_output=True, text=True, check=False, cwd=HERE.parent
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
+
+
+def test_portable_is_always_there() -> None:
+    assert cpu.available_levels()[-1] == "portable"
+    assert tq.Index(8).info()["simd"] == cpu.simd_level()
+
+
+def test_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TQINDEX_SIMD", "sse9")
+    cpu.simd_level.cache_clear()
+    try:
+        with pytest.raises(ArgumentError, match=r"TQINDEX_SIMD must be one of .*portable on this machine, got 'sse9'"):
+            cpu.simd_level()
+    finally:
+        cpu.simd_level.cache_clear()
+
+
+def test_a_process_without_tile_permission_gets_the_next_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    features: dict[str, bool] = dict.fromkeys(set().union(*cpu._FEATURES.values()), True)
+    monkeypatch.setattr(cpu.llvm, "get_host_cpu_features", lambda: features)
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
+    levels: Any = cpu.available_levels.__wrapped__
+    for allowed, best in ((True, "amx"), (False, "avx512")):
+        monkeypatch.setattr(cpu, "_may_use_tiles", lambda allowed=allowed: allowed)
+        assert levels()[0] == best
+    features["avx512vnni"] = False
+    assert levels() == ("avx2", "portable")
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "aarch64")
+    assert levels() == ("portable",)
