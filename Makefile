@@ -6,6 +6,8 @@ SAMPLE := datasets/glove-100-10k.h5
 DEMO := build/demo.tq
 # A checkout's folder `datasets` must not shadow another package of that name.
 export PYTHONSAFEPATH := 1
+# BLAS threads that wait would take the cores from our own.
+export OPENBLAS_NUM_THREADS := 1
 
 .PHONY: demo test lint typecheck wheel nightly accuracy clean
 

@@ -28,12 +28,14 @@ def rows_of(kind: str, dim: int, n: int) -> npt.NDArray[np.float32]:
     return rows
 
 
-def relative_distortion(dim: int, bits: int, kind: str, seeds: int, rotation: str = "hadamard") -> float:
+def relative_distortion(
+    dim: int, bits: int, kind: str, seeds: int, rotation: str = "hadamard", scale: Any = "unbiased"
+) -> float:
     """Mean of |u - decode|^2 / |u|^2 over seeds and vectors, divided by the codebook's distortion."""
     rows = rows_of(kind, dim, 1 if kind == "constant" else min(dim, 100))
     ratios = []
     for seed in range(seeds):
-        codec = Codec(dim, bits, rotation=rotation, seed=seed)
+        codec = Codec(dim, bits, rotation=rotation, scale=scale, seed=seed)
         errors = ((rows - codec.decode(codec.encode(rows)).astype(np.float64)) ** 2).sum(axis=1)
         ratios.append(float((errors / (rows.astype(np.float64) ** 2).sum(axis=1)).mean()))
     return float(np.mean(ratios)) / make_codebook(dim, bits).distortion
@@ -62,6 +64,15 @@ def test_distortion_of_constant_vectors_is_the_codebooks(bits: int) -> None:
 def test_distortion_in_small_dimensions_is_at_most_the_codebooks(dim: int, rotation: str, bits: int, kind: str) -> None:
     # The stored scale adapts to each vector, which gains 7 % at d = 33, 4 bits, and nothing at 1032.
     assert 0.9 <= relative_distortion(dim, bits, kind, 16, rotation) <= 1.02
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "one-hot", "sparse"])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize(("dim", "rotation"), [(8, "dense"), (33, "dense"), (64, "hadamard"), (100, "hadamard")])
+def test_the_quantiser_alone_has_the_codebooks_distortion(dim: int, rotation: str, bits: int, kind: str) -> None:
+    # With the paper's scale the error is that of z, with nothing adapted.
+    seeds = 1500 if dim == 8 else 64
+    assert relative_distortion(dim, bits, kind, seeds, rotation, "paper") == pytest.approx(1.0, abs=0.02)
 
 
 @pytest.mark.nightly

@@ -52,13 +52,14 @@ def as_rows(vectors: Any, dim: int, name: str = "vectors", first_row: int = 0) -
     VectorError
         Wrong dtype, wrong width, NaN or inf (float64 that overflows float32 included).
     """
-    rows = as_array(vectors)
+    rows = as_array(vectors, name)
     if rows.dtype.kind != "f" or rows.dtype.itemsize > 8:
         raise VectorError(f"{name} must be float16, float32 or float64, got {rows.dtype}")
+    shape = rows.shape
     if rows.ndim == 1:
         rows = rows[np.newaxis]
     if rows.ndim != 2 or rows.shape[1] != dim:
-        raise VectorError(f"{name} must have {dim} columns (n, {dim}), got shape {tuple(np.shape(vectors))}")
+        raise VectorError(f"{name} must have {dim} columns (n, {dim}), got shape {shape}")
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(rows, dtype=np.float32)
     finite = np.isfinite(rows).all(axis=1)
@@ -69,13 +70,16 @@ def as_rows(vectors: Any, dim: int, name: str = "vectors", first_row: int = 0) -
     return rows
 
 
-def as_array(vectors: Any) -> npt.NDArray[Any]:
-    """Return `vectors` as an ndarray: arrays and h5py datasets as they are, else through DLPack or NumPy."""
+def as_array(vectors: Any, name: str) -> npt.NDArray[Any]:
+    """Return `vectors` as an ndarray: arrays as they are, else through DLPack or NumPy."""
     if isinstance(vectors, np.ndarray):
         return vectors
     if hasattr(vectors, "__dlpack__") and not hasattr(vectors, "__array__"):
         return np.from_dlpack(vectors)
-    return np.asarray(vectors)
+    try:
+        return np.asarray(vectors)
+    except ValueError as error:  # lists of unequal lengths
+        raise VectorError(f"{name} must be a rectangular array of numbers, got {type(vectors).__name__}") from error
 
 
 def check_norms(norms: npt.NDArray[np.float64], name: str, first_row: int = 0) -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from tqindex.checks import (
     MAX_DIM,
+    as_array,
     as_rows,
     check_choice,
     check_integer,
@@ -381,8 +382,12 @@ def _integer_products(queries: npt.NDArray[np.int8], levels: npt.NDArray[np.int8
 def _check_center(center: npt.ArrayLike | None, dim: int) -> Float32Array | None:
     if center is None:
         return None
-    row = as_rows(np.asarray(center, dtype=np.float32), dim, "center")
-    if len(row) != 1:
-        raise ArgumentError(f"center must have shape ({dim},), got {np.shape(center)}")
+    array = as_array(center, "center")
+    if array.dtype.kind in "iu":
+        array = array.astype(np.float64)
+    if array.shape != (dim,):
+        raise ArgumentError(f"center must have shape ({dim},), got {array.shape}")
+    row = as_rows(array, dim, "center")
+    check_norms(np.sqrt(dot(row, row)), "center")
     first: Float32Array = row[0].copy()
     return first

@@ -164,6 +164,8 @@ class Index:
         workers = check_threads(threads)
         source = _as_source(vectors, self.dim)
         n = source.shape[0]
+        if not n:
+            as_rows(source[:0], self.dim)  # refuses a wrong dtype, as it would for the first block
         with self._write_lock:
             given = None if ids is None else self._check_ids(ids, n)
             draft = self._rows.draft()
@@ -205,7 +207,7 @@ class Index:
         """
         k = check_integer("k", k, 1, MAX_K)
         workers = check_threads(threads)
-        queries = as_array(queries)
+        queries = as_array(queries, "queries")
         prepared = self.codec.encode_queries(queries, self.metric, project_copy)
         scores, ids = search_segments(self.codec, self._rows.all_segments(), prepared, k, workers)
         if self.metric == "l2":
