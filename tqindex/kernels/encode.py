@@ -74,6 +74,7 @@ def quantise_rows(y: Any, norms: Any, boundaries: Any, uniform_step: float, code
     A uniform_step above 0 is the 8-bit grid's, whose boundaries are its multiples.
     """
     n, dim = y.shape
+    counts = np.empty(dim, np.int32)  # as wide as a coordinate, so that both fill a vector alike
     for r in range(n):
         row, out = y[r], codes[r]
         out[:] = 0
@@ -84,9 +85,12 @@ def quantise_rows(y: Any, norms: Any, boundaries: Any, uniform_step: float, code
                 code = np.floor(np.float64(row[j]) / uniform_step) + 128.0
                 out[j] = np.uint8(min(max(code, 0.0), 255.0))
         else:
+            counts[:] = 0
             for boundary in boundaries:
                 for j in range(dim):
-                    out[j] += row[j] >= boundary
+                    counts[j] += np.int32(row[j] >= boundary)
+            for j in range(dim):
+                out[j] = np.uint8(counts[j])
 
 
 @kernel

@@ -17,6 +17,7 @@ from tqindex.kernels.encode import (
 )
 from tqindex.kernels.rotate import project_rows, rotate_rows
 from tqindex.kernels.rows import EncodedRows, has_offsets
+from tqindex.kernels.simd_rotate import LANES
 from tqindex.kernels.threads import run_parallel
 
 Float32Array = npt.NDArray[np.float32]
@@ -84,8 +85,9 @@ def project_copy(projection: HadamardRotation | MatrixProjection, rows: Float32A
 
 def _project(projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> None:
     """Apply a projection to rows in place."""
-    scratch = np.empty(rows.shape[1], np.float32)
+    dim = rows.shape[1]
     if isinstance(projection, HadamardRotation):
-        rotate_rows(rows, projection.permutations, projection.signs, scratch)
+        work, spare = np.zeros(dim * LANES, np.float32), np.empty(dim * LANES, np.float32)
+        rotate_rows(rows, projection.permutations, projection.signs, work, spare)
     else:
-        project_rows(rows, projection.columns, scratch)
+        project_rows(rows, projection.columns, np.empty(dim, np.float32))

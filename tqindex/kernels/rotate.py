@@ -1,44 +1,80 @@
-"""Rotations of blocks of rows, in the oracle's order of operations (`tqindex.codec.rotation`)."""
+"""Rotations of blocks of rows, in the oracle's order of operations (`tqindex.codec.rotation`).
+
+Rows are taken LANES at a time and transposed, so that every butterfly is one operation on vectors.
+"""
 
 from typing import Any
 
+import numpy as np
+
 from tqindex.kernels.compile import kernel
+from tqindex.kernels.simd_rotate import LANES, butterfly2, butterfly4, move_scaled, transpose_square
+
+#: Coordinates of a transform that are taken through all their steps while they are in the first cache.
+_CACHED = 256
+# Numba's types give intrinsics the arguments of their code generators.
+_butterfly2: Any = butterfly2
+_butterfly4: Any = butterfly4
+_move_scaled: Any = move_scaled
+_transpose_square: Any = transpose_square
 
 
 @kernel
-def rotate_rows(rows: Any, permutations: Any, signs: Any, scratch: Any) -> None:
-    """Rotate rows, float32 (n, dim), in place; `HadamardRotation.apply`. scratch: float32 (dim,)."""
+def rotate_rows(rows: Any, permutations: Any, signs: Any, work: Any, spare: Any) -> None:
+    """Rotate rows, float32 (n, dim), in place; `HadamardRotation.apply`. work, spare: float32 (dim * LANES,)."""
     n, dim = rows.shape
     width = signs.shape[2]
-    for r in range(n):
-        row = rows[r]
+    start = dim - width
+    flat = rows.reshape(rows.size)
+    for first in range(0, n, LANES):
+        count = min(LANES, n - first)
+        squares = dim // LANES * LANES if count == LANES else 0
+        for j in range(0, squares, LANES):
+            _transpose_square(flat, first * dim + j, dim, work, j * LANES, LANES)
+        for lane in range(count):
+            for j in range(squares, dim):
+                work[j * LANES + lane] = rows[first + lane, j]
         for turn in range(permutations.shape[0]):
             for j in range(dim):
-                scratch[j] = row[permutations[turn, j]]
-            first, last = scratch[:width], scratch[dim - width :]
+                sign = signs[turn, 0, j] if j < width else np.float32(1)
+                _move_scaled(spare, j, work, permutations[turn, j], sign)
+            walsh_hadamard(spare, 0, width)
             for j in range(width):
-                first[j] *= signs[turn, 0, j]
-            walsh_hadamard(first)
-            for j in range(width):
-                last[j] *= signs[turn, 1, j]
-            walsh_hadamard(last)
-            for j in range(dim):
-                row[j] = scratch[j]
+                _move_scaled(spare, start + j, spare, start + j, signs[turn, 1, j])
+            walsh_hadamard(spare, start, width)
+            work, spare = spare, work
+        for j in range(0, squares, LANES):
+            _transpose_square(work, j * LANES, LANES, flat, first * dim + j, dim)
+        for lane in range(count):
+            for j in range(squares, dim):
+                rows[first + lane, j] = work[j * LANES + lane]
 
 
 @kernel
-def walsh_hadamard(x: Any) -> None:
-    """Unscaled transform of x, float32 (2**k,), in place: butterflies at distance 1, 2, 4, ..."""
-    width = x.shape[0]
-    distance = 1
-    while distance < width:
-        for start in range(0, width, 2 * distance):
-            low, high = x[start : start + distance], x[start + distance : start + 2 * distance]
-            for j in range(distance):
-                a, b = low[j], high[j]
-                low[j] = a + b
-                high[j] = a - b
-        distance *= 2
+def walsh_hadamard(x: Any, first: int, width: int) -> None:
+    """Unscaled transforms, in place, of coordinates first..first + width, width a power of two: distance 1, 2, 4, ...
+
+    x: float32, flat, LANES per coordinate. Two distances are taken in one pass; each sum is the same as in two.
+    """
+    cached = min(width, _CACHED)
+    for block in range(first, first + width, cached):
+        walsh_hadamard_steps(x, block, cached, 1)
+    if cached < width:
+        walsh_hadamard_steps(x, first, width, cached)
+
+
+@kernel
+def walsh_hadamard_steps(x: Any, first: int, width: int, distance: int) -> None:
+    """The steps of `walsh_hadamard` from `distance` on."""
+    while 2 * distance < width:
+        for start in range(first, first + width, 4 * distance):
+            for i in range(start, start + distance):
+                _butterfly4(x, i, distance)
+        distance *= 4
+    if distance < width:
+        for start in range(first, first + width, 2 * distance):
+            for i in range(start, start + distance):
+                _butterfly2(x, i, distance)
 
 
 @kernel
