@@ -14,9 +14,8 @@ from tqindex.codec.rotation import gaussian_projection, make_rotation
 from tqindex.codec.sums import dot, tree_sum
 from tqindex.errors import VectorError
 from tqindex.kernels import encode as kernels
-from tqindex.kernels.encoder import BLOCK_ROWS, encode_rows
+from tqindex.kernels.encoder import BLOCK_ROWS, encode_rows, project_copy
 from tqindex.kernels.product import TILE, expand_tile
-from tqindex.kernels.rotate import project_rows, rotate_rows
 from tqindex.kernels.rows import EncodedRows
 
 METRICS = ("ip", "cosine", "l2")
@@ -181,21 +180,20 @@ def test_sums_take_the_oracles_order(n: int) -> None:
     assert kernels.dot(a, b, np.empty(n)) == float(dot(a, b))
 
 
-@pytest.mark.parametrize("dim", [2, 3, 7, 31, 33, 64, 65, 100, 1032])
-def test_rotate_rows_equals_apply(dim: int) -> None:
-    rotation, rows = make_rotation("hadamard", dim, 3, 1), varied_rows(dim, "ip", None)
-    expected = rotation.apply(rows)
-    rotate_rows(rows, rotation.permutations, rotation.signs, np.empty(dim, np.float32))
-    np.testing.assert_array_equal(rows.view(np.uint32), expected.view(np.uint32))
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 40])
+@pytest.mark.parametrize("dim", [2, 3, 7, 31, 33, 64, 65, 100, 512, 1032])
+def test_rotations_equal_apply(dim: int, n: int) -> None:
+    rotation = make_rotation("hadamard", dim, 3, 1)
+    rows = np.resize(varied_rows(dim, "ip", None), (n, dim))
+    projected = project_copy(rotation, rows)
+    np.testing.assert_array_equal(projected.view(np.uint32), rotation.apply(rows).view(np.uint32))
 
 
 @pytest.mark.parametrize("dim", [2, 7, 33, 100])
 @pytest.mark.parametrize("make", [gaussian_projection, lambda d, s, k: make_rotation("dense", d, s, k)])
-def test_project_rows_equals_apply(dim: int, make: Any) -> None:
+def test_matrices_equal_apply(dim: int, make: Any) -> None:
     projection, rows = make(dim, 3, 1), varied_rows(dim, "ip", None)
-    expected = projection.apply(rows)
-    project_rows(rows, projection.columns, np.empty(dim, np.float32))
-    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(project_copy(projection, rows), projection.apply(rows))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])

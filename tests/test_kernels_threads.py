@@ -111,7 +111,8 @@ def test_no_folder_is_said_and_survived(fresh_cache: Any, tmp_path: Path, caplog
 def test_kernels_are_kept_and_found_again(run_python: Any, tmp_path: Path) -> None:
     code = (
         "from tqindex.kernels.rotate import walsh_hadamard as kernel; import numpy as np\n"
-        "x = np.arange(4, dtype=np.float32); kernel(x); print(x.tolist(), sum(kernel.stats.cache_hits.values()))"
+        "x = np.repeat(np.arange(4, dtype=np.float32), 16); kernel(x, 0, 4); "
+        "print(x[::16].tolist(), sum(kernel.stats.cache_hits.values()))"
     )
     for hits in (0, 1):
         assert run_python("-c", code, TQINDEX_CACHE_DIR=str(tmp_path)) == f"[6.0, -2.0, -4.0, 0.0] {hits}\n"
