@@ -43,6 +43,7 @@ def room(tmp_path_factory, write_ann):
         file["test"], file["neighbors"] = good, np.zeros((60, 3))
     with h5py.File(room / "jaccard.h5", "w") as file:
         file["train"], file.attrs["distance"] = good, "jaccard"
+    assert run(["search", str(room / INDEX), str(room / "good.h5"), "-o", str(room / "hits-before.h5")]) == 0
     (room / "folder").mkdir()
     (room / "folder" / "notes.txt").touch()
     (room / "empty").mkdir()
@@ -70,6 +71,8 @@ CASES = [
     ("build none.h5", "none.h5: no 2-D float dataset for the base, got 'ids' (5,) int64"),
     ("build several.h5", "several.h5: several 2-D float datasets, name one with --dataset: 'a' (60, 8) float32, 'b'"),
     ("build several.h5 --dataset c", "no dataset 'c' in the file"),
+    ("search index.tq good.h5 --output good.h5 --force", "good.h5 exists and does not hold search results"),
+    ("search index.tq wide.npy --output wide.npy --force", "wide.npy exists and does not hold search results"),
     ("build jaccard.h5", "jaccard.h5 states distance 'jaccard': --metric must say what to use instead"),
     ("build nan.npy --dataset a", "dataset applies to HDF5 files only, got 'a'"),
     ("build empty.npy", "empty.npy is empty: at least one vector is needed, got shape (0, 8)"),
@@ -211,7 +214,7 @@ COMMANDS = {
     "new index": ["build", "good.h5", "-o", "new"],
     "old index": ["build", "good.h5", "-o", INDEX, "--force", "--bits", "2"],
     "new hits": ["search", INDEX, "good.h5", "--output", "hits.h5"],
-    "old hits": ["search", INDEX, "good.h5", "--output", "wide.npy", "--force"],
+    "old hits": ["search", INDEX, "good.h5", "--output", "hits-before.h5", "--force"],
 }
 
 

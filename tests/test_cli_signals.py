@@ -42,11 +42,12 @@ def folder(tmp_path, cli):
     """A folder with vectors and an index of them."""
     np.save(tmp_path / "a.npy", np.random.default_rng(0).standard_normal((3000, 8), np.float32))
     assert cli("build", tmp_path / "a.npy", "-o", tmp_path / "old")[0] == 0
+    assert cli("search", tmp_path / "old", tmp_path / "a.npy", "-o", tmp_path / "before.h5")[0] == 0
     return tmp_path
 
 
-def interrupt(folder, tmp_path_factory, patch, *arguments):
-    """Run the command in a folder, send SIGINT when the patched step begins, return (code, stdout, stderr)."""
+def interrupt(folder, tmp_path_factory, patch, *arguments, by=signal.SIGINT):
+    """Run the command in a folder, send a signal when the patched step begins, return (code, stdout, stderr)."""
     mark = tmp_path_factory.mktemp("mark") / "reached"
     code = SLOW.format(patch=patch.replace("MARK", str(mark)))
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
@@ -55,7 +56,7 @@ def interrupt(folder, tmp_path_factory, patch, *arguments):
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
         while process.poll() is None and not mark.exists():
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(by)
         out, err = process.communicate(timeout=30)
     assert mark.exists(), err
     return process.returncode, out, err
@@ -82,11 +83,20 @@ def test_build(folder, snapshot, tmp_path_factory, step, target):
     assert snapshot(folder) == before
 
 
-@pytest.mark.parametrize(("step", "target"), [("searching", "hits.h5"), ("flushing", "a.npy")])
+@pytest.mark.parametrize(("step", "target"), [("searching", "hits.h5"), ("flushing", "before.h5")])
 def test_search(folder, snapshot, tmp_path_factory, step, target):
     before = snapshot(folder)
     arguments = ["search", "old", "a.npy", "--output", target, "--force"]
     assert_interrupted(*interrupt(folder, tmp_path_factory, PATCHES[step], *arguments))
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("target", ["new", "old"])
+def test_a_polite_kill_leaves_nothing_either(folder, snapshot, tmp_path_factory, target):
+    before = snapshot(folder)
+    arguments = ["build", "a.npy", "-o", target, "--bits", "2", "--force"]
+    done = interrupt(folder, tmp_path_factory, PATCHES["manifest"], *arguments, by=signal.SIGTERM)
+    assert done == (143, "", "")
     assert snapshot(folder) == before
 
 

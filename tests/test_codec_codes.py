@@ -148,6 +148,22 @@ def test_a_centre_is_copied() -> None:
     np.testing.assert_array_equal(codec.center, np.ones(4, np.float32))
 
 
+def test_codes_of_another_codec_are_refused(gaussian_rows: Any) -> None:
+    rows = gaussian_rows(5, 64)
+    codec = Codec(64, 3)
+    for codes in (Codec(64).encode(rows), Codec(64, 3, "prod").encode(rows), Codec(72, 3).encode(gaussian_rows(5, 72))):
+        for use in (codec.decode, lambda codes: codec.inner_product(rows, codes), lambda c: codec.scores(rows, c)):
+            with pytest.raises(ArgumentError, match="codes must be of a codec like"):
+                use(codes)
+    with pytest.raises(ArgumentError, match="codes must be what encode returns, got ndarray"):
+        codec.decode(rows)
+
+
+def test_masked_arrays_are_refused() -> None:
+    with pytest.raises(VectorError, match="vectors must not be a masked array"):
+        Codec(8).encode(np.ma.masked_equal(np.ones((2, 8), np.float32), 2))
+
+
 def test_numpy_integers_are_integers() -> None:
     codec = Codec(np.int64(9), bits=np.int64(3), seed=np.int32(4))
     assert json.loads(json.dumps(codec.get_config())) == Codec(9, 3, seed=4).get_config()

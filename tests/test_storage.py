@@ -186,12 +186,27 @@ def test_saving_again_writes_what_is_new(place):
     index = index_of(100)
     index.save(place)
     before = stamps(place)
-    for grown in (index, tq.load(place)):
-        grown.add(rows(10, seed=1))
-        grown.save(place)
+    for files in (2, 3):
+        index.add(rows(10, seed=files))
+        index.save(place)
         assert {name: stamp for name, stamp in stamps(place).items() if name in before} == before
-        assert len(stamps(place)) == 2
-    assert tq.verify(place).manifest.n == 110
+        assert len(stamps(place)) == files
+        index = tq.load(place)
+    assert tq.verify(place).manifest.n == 120
+
+
+def test_what_another_index_wrote_is_not_replaced_unasked(place):
+    first = index_of(100)
+    first.save(place)
+    second = tq.load(place)
+    second.add(rows(10, seed=1))
+    second.save(place)
+    with pytest.raises(StorageError, match="was changed since it was loaded or saved: pass overwrite=True"):
+        first.save(place)
+    assert len(tq.load(place)) == 110
+    first.save(place, overwrite=True)
+    first.save(place)
+    assert len(tq.load(place)) == 100
 
 
 def test_saving_without_a_change_changes_no_byte(place):

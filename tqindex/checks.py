@@ -72,6 +72,8 @@ def as_rows(vectors: Any, dim: int, name: str = "vectors", first_row: int = 0) -
 
 def as_array(vectors: Any, name: str) -> npt.NDArray[Any]:
     """Return `vectors` as an ndarray: arrays as they are, else through DLPack or NumPy."""
+    if isinstance(vectors, np.ma.MaskedArray):
+        raise VectorError(f"{name} must not be a masked array: fill or drop the masked values first")
     if isinstance(vectors, np.ndarray):
         return vectors
     if hasattr(vectors, "__dlpack__") and not hasattr(vectors, "__array__"):

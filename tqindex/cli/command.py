@@ -127,7 +127,9 @@ def build_command(
 @click.argument("queries", type=click.Path(path_type=Path))
 @click.option("-k", type=int, default=10, show_default=True, help="Results per query.")
 @_dataset
-@click.option("--output", "target", type=click.Path(path_type=Path), help="Write ids and scores to this HDF5 file.")
+@click.option(
+    "-o", "--output", "target", type=click.Path(path_type=Path), help="Write ids and scores to this HDF5 file."
+)
 @_json
 @_threads
 @_force

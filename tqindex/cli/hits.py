@@ -18,6 +18,18 @@ def check_output(target: Path, force: bool) -> None:
         raise StorageError(f"{target} must be a regular file, got {stat.filemode(target.stat().st_mode)}")
     if target.exists() and not force:
         raise StorageError(f"{target} exists: pass --force to replace it")
+    if target.exists() and not _is_hits(target):
+        raise StorageError(f"{target} exists and does not hold search results: it is left alone")
+
+
+def _is_hits(path: Path) -> bool:
+    """Say whether a file holds what `write_hits` writes, and nothing else."""
+    import h5py
+
+    if not h5py.is_hdf5(path):
+        return False
+    with h5py.File(path) as file:
+        return set(file) == {"ids", "scores"}
 
 
 def write_hits(target: Path, result: SearchResult, metric: str, recall: Recall) -> None:

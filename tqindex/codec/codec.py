@@ -248,12 +248,27 @@ class Codec:
             factors = _divide(squares, tree_sum(np.abs(projected)))
         return (projected >= 0.0).astype(np.uint8), factors
 
+    def _check_codes(self, codes: Codes) -> None:
+        """Refuse codes that cannot be this codec's; those of another seed or centre look alike."""
+        if not isinstance(codes, Codes):
+            raise ArgumentError(f"codes must be what encode returns, got {type(codes).__name__}")
+        if codes.code_size != self.code_size or (codes.sketch_scales is None) != (self.kind == "mse"):
+            raise ArgumentError(
+                f"codes must be of a codec like {self!r}, with {self.code_size} bytes each, got {codes.code_size}"
+            )
+
     def decode(self, codes: Codes) -> Float32Array:
         """Return the vectors that the codes stand for, float32 (n, dim).
 
         For "mse" with the unbiased scale, c + (1 - D) s R'z: the unbiased scale is the best for inner products,
         this one has the least squared error (D the codebook's distortion).
+
+        Raises
+        ------
+        ArgumentError
+            Codes of another width or kind. Codes of another seed or centre cannot be told apart.
         """
+        self._check_codes(codes)
         levels, signs = self._levels(codes)
         rows = levels * (self._decode_factor() * codes.scales)[:, np.newaxis]
         if self.sketch_projection is not None and codes.sketch_scales is not None:
@@ -315,8 +330,9 @@ class Codec:
         Raises
         ------
         ArgumentError
-            Codes made for metric "l2": they do not hold <c, u>.
+            Codes of another width or kind, or made for metric "l2": they do not hold <c, u>.
         """
+        self._check_codes(codes)
         if codes.metric == "l2":
             raise ArgumentError("codes must be encoded with metric 'ip' or 'cosine', got 'l2'")
         return self._estimate(self.encode_queries(queries), codes)
@@ -326,6 +342,7 @@ class Codec:
 
         "ip" and "cosine": the estimated similarity. "l2": minus half the estimated squared distance.
         """
+        self._check_codes(codes)
         return self._estimate(self.encode_queries(queries, codes.metric), codes)
 
     def _estimate(self, queries: QueryCodes, codes: Codes) -> Float32Array:

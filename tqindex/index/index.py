@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from threading import Lock
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from tqindex.kernels.cpu import simd_level
 from tqindex.kernels.encoder import encode_rows, project_copy
 from tqindex.kernels.rows import EncodedRows
 from tqindex.kernels.threads import available_threads, check_threads
+
+if TYPE_CHECKING:
+    from tqindex.storage.manifest import Manifest
 
 Metric = Literal["ip", "cosine", "l2"]
 
@@ -103,8 +106,8 @@ class Index:
         self._rows = RowSet(self.codec, self.metric)
         self._id_map: tuple[RowSet, IdMap] | None = None  # the rows that it is of, and the map
         self._write_lock = Lock()
-        #: The directory that this index was loaded from or last saved to, absolute.
-        self._home: str | None = None
+        #: The directory that this index was loaded from or last saved to, absolute, and its manifest as it was then.
+        self._home: tuple[str, Manifest] | None = None
 
     @property
     def dim(self) -> int:
@@ -196,7 +199,7 @@ class Index:
         Returns
         -------
         SearchResult
-            Best first; equal scores by the smaller id.
+            Best first; equal scores by the smaller id. Where k exceeds the number of vectors, ids are -1 at the end.
 
         Raises
         ------
@@ -284,7 +287,7 @@ class Index:
         Raises
         ------
         StorageError
-            Something else is in the way, no permission, disk full.
+            Something else is in the way, or the directory was written by someone else since; no permission, disk full.
         """
         # The rooms' order puts storage after index; only this method looks ahead.
         from tqindex.storage.save import save_index

@@ -45,7 +45,7 @@ def _open(path: str | os.PathLike[str], mmap: bool) -> tuple[Index, Manifest]:
         manifest, segments = newer, _read_segments(directory, newer, mmap)
     index = Index(manifest.codec.dim, metric=manifest.metric, codec=manifest.codec)  # type: ignore[arg-type]
     index._rows = RowSet(manifest.codec, manifest.metric, segments, None, manifest.next_id)
-    index._home = os.path.abspath(path)  # noqa: PTH100 (as in save_index)
+    index._home = os.path.abspath(path), manifest  # noqa: PTH100 (as in save_index)
     return index, manifest
 
 

@@ -30,14 +30,27 @@ _OURS = re.compile(rf"{SEGMENT_NAME.pattern}|\.({SEGMENT_NAME.pattern}|{re.escap
 def save_index(index: "Index", path: str | os.PathLike[str], overwrite: bool) -> None:
     """Write the index to `path`; see `Index.save`."""
     directory = Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would follow a link that is to stay)
-    own = str(directory) == index._home
+    home, known = index._home or ("", None)
+    own = str(directory) == home
     check_target(directory, overwrite or own)
+    if known is not None and own and not overwrite:
+        _check_unchanged(directory, known)
     rows = index._rows.draft()
     rows.seal_tail()
     with storage_errors(directory, "written"):
-        rows = _save_over(directory, rows, own) if directory.exists() else _save_new(directory, rows)
+        rows, manifest = _save_over(directory, rows, own) if directory.exists() else _save_new(directory, rows)
     index._commit(rows)
-    index._home = str(directory)
+    index._home = str(directory), manifest
+
+
+def _check_unchanged(directory: Path, known: Manifest) -> None:
+    """Refuse to replace what another index has written since; what is damaged or gone may be replaced."""
+    try:
+        found = read_manifest(directory)
+    except (CorruptIndexError, MissingFileError):
+        return
+    if found != known:
+        raise StorageError(f"{directory} was changed since it was loaded or saved: pass overwrite=True to replace it")
 
 
 def check_target(directory: Path, overwrite: bool) -> None:
@@ -68,35 +81,37 @@ def _is_ours(directory: Path) -> bool:
     return is_manifest(directory / MANIFEST) or all(_OURS.fullmatch(path.name) for path in directory.iterdir())
 
 
-def _save_new(directory: Path, rows: RowSet) -> RowSet:
+def _save_new(directory: Path, rows: RowSet) -> tuple[RowSet, Manifest]:
     partial = temporary_path(directory, "partial")
     try:
         partial.mkdir()
         segments, entries = _write_segments(partial, rows, {})
-        write_file(partial / MANIFEST, _manifest(rows, entries).to_bytes())
+        manifest = _manifest(rows, entries)
+        write_file(partial / MANIFEST, manifest.to_bytes())
         sync_folder(partial)
         partial.rename(directory)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     sync_folder(directory.parent)
-    return replace(rows, segments=segments)
+    return replace(rows, segments=segments), manifest
 
 
-def _save_over(directory: Path, rows: RowSet, own: bool) -> RowSet:
+def _save_over(directory: Path, rows: RowSet, own: bool) -> tuple[RowSet, Manifest]:
     """Write into a directory that is an index, or empty; `own` rows that are there already are kept as they are."""
     before = _files(directory)
     known = {entry.file: entry for entry in _entries(directory) if own and entry.file in before}
     try:
         segments, entries = _write_segments(directory, rows, known)
-        write_file(directory / MANIFEST, _manifest(rows, entries).to_bytes())
+        manifest = _manifest(rows, entries)
+        write_file(directory / MANIFEST, manifest.to_bytes())
     except BaseException:
         # Asks the directory, since Ctrl-C may come when the manifest is renamed already.
         _remove(directory, _files(directory) - before - {entry.file for entry in _entries(directory)})
         raise
     sync_folder(directory)
     _remove(directory, before - {entry.file for entry in entries})
-    return replace(rows, segments=segments)
+    return replace(rows, segments=segments), manifest
 
 
 def _entries(directory: Path) -> tuple[SegmentEntry, ...]:
