@@ -132,11 +132,12 @@ def test_search_property(dim: int, config: Any, metric: Any, n: int, k: int, thr
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 50)), min_size=1, max_size=40, unique=True), st.data())
 def test_push_keeps_the_best(pairs: list[tuple[int, int]], data: Any) -> None:
     k = data.draw(st.integers(1, len(pairs)))
-    scores, ids = np.full(k, -np.inf, np.float32), np.full(k, NO_ID, np.int64)
+    scores, ids = np.full((2, k), -np.inf, np.float32), np.full((2, k), NO_ID, np.int64)
     for score, row_id in pairs:
-        if (-score, row_id) < (-scores[0], ids[0]):
-            push(scores, ids, np.float32(score), row_id)
-    kept = sorted(zip(-scores, ids.tolist(), strict=True))
+        if (-score, row_id) < (-scores[1, 0], ids[1, 0]):
+            push(scores, ids, 1, np.float32(score), row_id)
+    kept = sorted(zip(-scores[1], ids[1].tolist(), strict=True))
+    assert (ids[0] == NO_ID).all()
     assert kept == sorted((-score, row_id) for score, row_id in pairs)[:k]
 
 

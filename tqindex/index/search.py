@@ -111,7 +111,7 @@ class _Tables:
         where: tuple[Any, ...] = (*map(_read_only, arrays), chunk.segment.first_id, chunk.start, chunk.stop)
         tables: tuple[Any, ...] = (self.bits, self.table, self.sketch_table)
         if self.single is not None:
-            _scan_rows_single(*where, *tables, *self.single, best_scores[0], best_ids[0])
+            _scan_rows_single(*where, *tables, *self.single, best_scores, best_ids)
         else:
             packed: tuple[Any, ...] = (TILE_CONFIGURATION, self.nq, self.packed, self.sketch_packed, self.multiplier)
             _scan_rows(*where, *tables, *packed, self.sides.copy(), best_scores, best_ids)

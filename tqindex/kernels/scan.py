@@ -20,22 +20,22 @@ _score_strip, _score_strip_with_sketch = make_score_strip(False), make_score_str
 
 
 @kernel
-def push(scores: Any, ids: Any, score: float, row_id: int) -> None:
-    """Replace the worst of the k best, kept as a heap with the worst (lowest score, then largest id) on top."""
-    k = scores.shape[0]
+def push(scores: Any, ids: Any, q: int, score: float, row_id: int) -> None:
+    """Replace the worst of query q's k best, kept as a heap with the worst (lowest score, then largest id) on top."""
+    k = scores.shape[1]
     place = 0
     while True:
         child = 2 * place + 1
         if child >= k:
             break
         other = child + 1
-        if other < k and is_better(scores[child], ids[child], scores[other], ids[other]):
+        if other < k and is_better(scores[q, child], ids[q, child], scores[q, other], ids[q, other]):
             child = other
-        if not is_better(score, row_id, scores[child], ids[child]):
+        if not is_better(score, row_id, scores[q, child], ids[q, child]):
             break
-        scores[place], ids[place] = scores[child], ids[child]
+        scores[q, place], ids[q, place] = scores[q, child], ids[q, child]
         place = child
-    scores[place], ids[place] = score, row_id
+    scores[q, place], ids[q, place] = score, row_id
 
 
 @kernel
@@ -145,5 +145,5 @@ def keep_reached(
         if (reached >> lane) & 1:
             q = first + lane
             if is_better(scores[lane], row_id, best_scores[q, 0], best_ids[q, 0]):
-                push(best_scores[q], best_ids[q], scores[lane], row_id)
+                push(best_scores, best_ids, q, scores[lane], row_id)
                 thresholds[q] = best_scores[q, 0]

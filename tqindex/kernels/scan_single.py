@@ -35,7 +35,7 @@ def scan_rows_single(
 ) -> None:
     """As `tqindex.kernels.scan.scan_rows`, for planes of at least `WORD` bytes each.
 
-    query, sketch_query: i8 (depth,); best_scores, best_ids: (k,).
+    query, sketch_query: i8 (depth,); best_scores, best_ids: (1, k).
     """
     has_sketch, has_offsets, has_ids = sketch_scales.shape[0] > 0, offsets.shape[0] > 0, ids.shape[0] > 0
     row_bytes = planes.shape[1]
@@ -51,7 +51,7 @@ def scan_rows_single(
         if has_offsets:
             score += offsets[row]
         score += bias
-        if score >= best_scores[0]:
+        if score >= best_scores[0, 0]:
             row_id = ids[row] if has_ids else first_id + row
-            if is_better(score, row_id, best_scores[0], best_ids[0]):
-                push(best_scores, best_ids, score, row_id)
+            if is_better(score, row_id, best_scores[0, 0], best_ids[0, 0]):
+                push(best_scores, best_ids, 0, score, row_id)
