@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from tqindex.codec import Codec
-from tqindex.codec.codec import QueryCodes
+from tqindex.codec.codes import QueryCodes
 from tqindex.codec.rotation import HadamardRotation, MatrixProjection, gaussian_projection, make_rotation
 from tqindex.kernels.encoder import project_copy
 

@@ -5,7 +5,6 @@ y_i has the sphere's coordinate law with variance 1; z the quantised y. q' = q -
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -21,7 +20,7 @@ from tqindex.checks import (
     check_norms,
 )
 from tqindex.codec.codebook import WIDTHS, Codebook, make_codebook
-from tqindex.codec.codes import Codes
+from tqindex.codec.codes import Codes, QueryCodes
 from tqindex.codec.packing import pack_codes, unpack_codes
 from tqindex.codec.rotation import (
     DENSE_BELOW,
@@ -48,41 +47,6 @@ METRICS = ("ip", "cosine", "l2")
 PROD_BITS = (2, 3, 4)
 _MAX_SEED = 2**63 - 1
 _ROTATION_KEY, _SKETCH_KEY = 0, 1
-
-
-@dataclass(frozen=True, eq=False)
-class QueryCodes:
-    """Rotated queries as int8, ready to be multiplied with levels.
-
-    The estimate for a row is ``scales * (steps * I) + sketch_scales * (sketch_steps * J) + offsets + biases``
-    with I the product with the row's levels (2 I + sums for 8 bits) and J that with its sketch signs.
-
-    Attributes
-    ----------
-    levels : int8 (nq, dim)
-    steps : float32 (nq,), the query's scale times the codebook's step
-    sums : int32 (nq,), of levels
-    biases : float32 (nq,), t of DESIGN: the part of the score that the query alone decides
-    sketch_levels, sketch_steps : the same for S R q', or None
-    """
-
-    levels: npt.NDArray[np.int8]
-    steps: Float32Array
-    sums: npt.NDArray[np.int32]
-    biases: Float32Array
-    sketch_levels: npt.NDArray[np.int8] | None
-    sketch_steps: Float32Array | None
-
-    def __getitem__(self, block: slice) -> "QueryCodes":
-        """Return the queries that a slice names."""
-        return QueryCodes(
-            self.levels[block],
-            self.steps[block],
-            self.sums[block],
-            self.biases[block],
-            None if self.sketch_levels is None else self.sketch_levels[block],
-            None if self.sketch_steps is None else self.sketch_steps[block],
-        )
 
 
 class Codec:

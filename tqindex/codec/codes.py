@@ -1,4 +1,4 @@
-"""Encoded vectors."""
+"""Encoded vectors and queries."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,6 +74,41 @@ class Codes:
             _join([part.sketch_scales for part in parts]),
             _join([part.offsets for part in parts]),
             parts[0].metric,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class QueryCodes:
+    """Rotated queries as int8, ready to be multiplied with levels.
+
+    The estimate for a row is ``scales * (steps * I) + sketch_scales * (sketch_steps * J) + offsets + biases``
+    with I the product with the row's levels (2 I + sums for 8 bits) and J that with its sketch signs.
+
+    Attributes
+    ----------
+    levels : int8 (nq, dim)
+    steps : float32 (nq,), the query's scale times the codebook's step
+    sums : int32 (nq,), of levels
+    biases : float32 (nq,), t of DESIGN: the part of the score that the query alone decides
+    sketch_levels, sketch_steps : the same for S R q', or None
+    """
+
+    levels: npt.NDArray[np.int8]
+    steps: Float32Array
+    sums: npt.NDArray[np.int32]
+    biases: Float32Array
+    sketch_levels: npt.NDArray[np.int8] | None
+    sketch_steps: Float32Array | None
+
+    def __getitem__(self, block: slice) -> "QueryCodes":
+        """Return the queries that a slice names."""
+        return QueryCodes(
+            self.levels[block],
+            self.steps[block],
+            self.sums[block],
+            self.biases[block],
+            None if self.sketch_levels is None else self.sketch_levels[block],
+            None if self.sketch_steps is None else self.sketch_steps[block],
         )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tqindex.codec import Codec
-from tqindex.codec.codec import QueryCodes
+from tqindex.codec.codes import QueryCodes
 from tqindex.codec.packing import plane_bytes
 from tqindex.index.segments import Segment
 from tqindex.kernels.product import LANES, TILE_CONFIGURATION, WORD, pack_queries
