@@ -15,6 +15,7 @@ import pytest
 import tqindex as tq
 from tqindex.bench.exact import exact_neighbors
 from tqindex.cli.command import cli as commands
+from tqindex.kernels.cpu import simd_level
 
 
 @pytest.fixture
@@ -266,7 +267,34 @@ def test_without_arguments_there_is_help(cli):
 
 
 def test_version(cli):
-    assert cli("--version") == (0, f"tqindex, version {version('tqindex')}\n", "")
+    assert cli("--version") == (0, f"tqindex {version('tqindex')}, kernels for {simd_level()}\n", "")
+
+
+def test_a_wrong_simd_level_is_one_line():
+    environment = {**os.environ, "TQINDEX_SIMD": "mmx"}
+    command = [sys.executable, "-m", "tqindex", "--version"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"Error: TQINDEX_SIMD must be one of .*portable on this machine, got 'mmx'\n", done.stderr)
+
+
+def test_warmup_leaves_nothing_to_compile(tmp_path, write_ann):
+    environment = {**os.environ, "TQINDEX_CACHE_DIR": str(tmp_path / "kernels")}
+    write_ann(tmp_path / "a.h5", n=60, dim=64, nq=3)
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "tqindex", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+
+    def kept():
+        return {path.name for path in (tmp_path / "kernels").rglob("*.nbc")}
+
+    assert "ready in" in run("warmup")
+    before = kept()
+    assert before
+    run("build", "a.h5", "-o", "a.tq", "--codec", "prod")
+    run("search", "a.tq", "a.h5")
+    assert kept() == before
 
 
 # --- as a process ---

@@ -4,6 +4,8 @@ import signal
 import sys
 from typing import Any
 
+from tqindex.errors import TQIndexError
+
 _TERMINATED = 143
 
 
@@ -16,6 +18,9 @@ def main() -> None:
         code = run()
     except KeyboardInterrupt:  # while modules load, which takes a moment
         code = 130
+    except TQIndexError as error:  # TQINDEX_SIMD, which modules read when they load
+        sys.stderr.write(f"Error: {error}\n")
+        code = 2
     sys.exit(code)
 
 

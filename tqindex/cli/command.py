@@ -13,9 +13,12 @@ from tqindex.checks import MAX_DIM, check_choice, check_integer
 from tqindex.cli import output
 from tqindex.cli.build import build_index
 from tqindex.cli.hits import check_output, write_hits
+from tqindex.cli.warmup import announce_compilation, compile_kernels
 from tqindex.codec.codec import KINDS, METRICS
 from tqindex.errors import ArgumentError, TQIndexError, VectorError
 from tqindex.index.index import MAX_K
+from tqindex.kernels.compile import cache_folder
+from tqindex.kernels.cpu import simd_level
 from tqindex.readers import VectorFile, open_vectors
 from tqindex.readers.truth import measure_recall
 from tqindex.storage import load, verify
@@ -63,7 +66,7 @@ def _naming(file: VectorFile) -> Iterator[None]:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="tqindex")
+@click.version_option(package_name="tqindex", message=f"%(prog)s %(version)s, kernels for {simd_level()}")
 def cli() -> None:
     """Build and search vector indexes that need no training."""
 
@@ -116,6 +119,7 @@ def build_command(
         chosen = metric or vectors.metric or "cosine"
         kind = codec.pop("codec")
         dim = check_integer(f"{file}: number of columns", vectors.shape[1], 2, MAX_DIM)
+        announce_compilation()
         with _naming(vectors):
             built = build_index(vectors, chosen, center == "auto", {"dim": dim, "kind": kind, **codec}, threads)
         built.index.save(target, overwrite=force)
@@ -156,6 +160,7 @@ def search_command(
         if file.shape[1] != opened.dim:
             raise VectorError(f"{queries}: vectors must have {opened.dim} columns as {index} has, got {file.shape[1]}")
         rows = file[:]
+        announce_compilation()
         with _naming(file):
             opened.search(rows[:1], k, threads)  # compiles the kernels, so that the rate below is the search's
             start = time.perf_counter()
@@ -184,3 +189,14 @@ def verify_command(index: Path) -> None:
     """Check every file of INDEX against its checksum."""
     found = verify(index)
     output.print_verified(index, found)
+
+
+@cli.command("warmup")
+def warmup_command() -> None:
+    """Compile all kernels now, so that no later command waits for it."""
+    announce_compilation()
+    start = time.perf_counter()
+    compile_kernels()
+    click.echo(
+        f"kernels   {simd_level()}, ready in {time.perf_counter() - start:.1f} s, kept in {cache_folder() or 'memory'}"
+    )

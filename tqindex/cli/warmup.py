@@ -1,0 +1,26 @@
+"""Compiling kernels ahead of their first use."""
+
+import sys
+
+import click
+import numpy as np
+
+from tqindex.index import Index
+from tqindex.kernels.compile import cache_folder
+
+
+def compile_kernels() -> None:
+    """Compile every kernel: both rotations, both kinds, single queries and batches."""
+    for dim, kind in ((8, "mse"), (64, "prod"), (64, "mse")):
+        rows = np.eye(3, dim, dtype=np.float32)
+        index = Index(dim, codec=kind, center=np.full(dim, 0.1))  # type: ignore[arg-type]
+        index.add(rows)
+        index.search(rows[0], 1)
+        index.search(rows, 1)
+
+
+def announce_compilation() -> None:
+    """Say on a terminal that the first run takes longer, where no compiled kernels are kept yet."""
+    folder = cache_folder()
+    if sys.stderr.isatty() and (folder is None or not any(folder.iterdir())):
+        click.echo("Compiling kernels; this takes some seconds, once per version.", err=True)
