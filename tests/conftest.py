@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +22,11 @@ from tqindex.errors import FileFormatError
 from tqindex.readers import open_vectors
 
 Float32Array = npt.NDArray[np.float32]
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C: a shell that starts us in the background has us ignore it, and children would inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
