@@ -45,7 +45,7 @@ wheel: $(VENV)/dev
 typecheck: wheel
 	$(BIN)/python -m mypy --python-executable build/wheel-venv/bin/python -p tqindex
 
-# Full-size promises: hours on a slow machine.
+# Full-size promises: half an hour on two cores.
 nightly: $(VENV)/dev
 	$(BIN)/python -m pytest -m 'nightly or not nightly'
 
