@@ -53,3 +53,23 @@ def test_a_process_without_tile_permission_gets_the_next_level(monkeypatch: pyte
     assert levels() == ("avx2", "portable")
     monkeypatch.setattr(cpu.platform, "machine", lambda: "aarch64")
     assert levels() == ("portable",)
+
+
+GENERIC = """
+import numpy as np, tqindex as tq
+rows = np.random.default_rng(0).standard_normal((200, 100), dtype=np.float32)
+for codec in ("mse", "prod"):
+    index = tq.Index(100, codec=codec)
+    index.add(rows)
+    scores = index.codec.scores(rows[:3], index.codec.encode(rows, "cosine"))
+    for nq in (1, 3):
+        found = index.search(rows[:nq], 5).scores
+        np.testing.assert_array_equal(found, -np.sort(-scores[:nq], axis=1)[:, :5])
+print(index.info()["simd"])
+"""
+
+
+def test_portable_kernels_need_no_instruction_of_this_cpu(run_python: Any, tmp_path: Path) -> None:
+    # Compiled for the oldest x86-64, where AVX2 code would end the process.
+    environment = {"NUMBA_CPU_NAME": "generic", "TQINDEX_CACHE_DIR": str(tmp_path)}
+    assert run_python("-c", GENERIC, **environment) == "portable\n"

@@ -36,6 +36,8 @@ _CARRY = np.uint64(0x7F7F7F7F7F7F7F7F)
 _LEVEL = simd_level()
 #: Planes of fewer bytes are expanded by portable code, and a single query over them goes the way of a batch.
 WORD = 8 if _LEVEL != "portable" else 1 << 60
+# A constant, so that the compiler never sees instructions that the CPU lacks.
+_HAS_SHUFFLE = _LEVEL != "portable"
 _USES_TILES = _LEVEL == "amx"
 # Numba's types give intrinsics the arguments of their code generators.
 _multiply_block: Any
@@ -80,7 +82,7 @@ def expand_tile(
     flat_planes, flat_out = planes.reshape(planes.size), out.reshape(out.size)
     for r in range(rows):
         at = (start + r) * row_bytes + first_plane * width
-        if width >= WORD:
+        if _HAS_SHUFFLE and width >= WORD:
             _expand_row(flat_planes, at, width, bits, table, flat_out, r * depth)
         else:
             expand_row_portable(flat_planes, at, width, bits, table, flat_out, r * depth)
