@@ -15,6 +15,7 @@ from tqindex.codec.codes import Codes
 from tqindex.codec.packing import repack_planes
 from tqindex.errors import ArgumentError, UnknownIdError, VectorError
 from tqindex.index.ids import IdMap
+from tqindex.index.plan import EPS, ScanPlan
 from tqindex.index.search import search_segments
 from tqindex.index.segments import RowSet, Segment
 from tqindex.kernels.compile import cache_folder
@@ -104,6 +105,8 @@ class Index:
             check_choice("codec", codec, ("mse", "prod"))
             self.codec = Codec(dim, bits, codec, sketch, scale, center, rotation, seed)
         self._rows = RowSet(self.codec, self.metric)
+        self._plan: ScanPlan | None = None
+        self._scored: float | None = None  # share of rows that the latest search scored in full
         self._id_map: tuple[RowSet, IdMap] | None = None  # the rows that it is of, and the map
         self._write_lock = Lock()
         #: The directory that this index was loaded from or last saved to, absolute, and its manifest as it was then.
@@ -186,8 +189,14 @@ class Index:
             self._commit(draft)
         return np.arange(first_id, first_id + n, dtype=np.int64) if given is None else given
 
-    def search(self, queries: Any, k: int = 10, threads: int | None = None) -> SearchResult:
+    def search(
+        self, queries: Any, k: int = 10, threads: int | None = None, exact_scan: bool = False
+    ) -> SearchResult:
         """Find the k best vectors for each query by a scan over all codes.
+
+        Up to 8 queries are answered by reading the codes' leading bit planes first and scoring in full only the rows
+        that these leave in question. Over the random rotation, the probability that any of a query's k best codes is
+        lost that way is at most 1e-6.
 
         Parameters
         ----------
@@ -195,6 +204,8 @@ class Index:
         k : int, 1 to 2**20
         threads : int, optional
             Default: every CPU that the process may use. The result does not depend on it.
+        exact_scan : bool
+            Score every row in full.
 
         Returns
         -------
@@ -212,7 +223,10 @@ class Index:
         workers = check_threads(threads)
         queries = as_array(queries, "queries")
         prepared = self.codec.encode_queries(queries, self.metric, project_copy)
-        scores, ids = search_segments(self.codec, self._rows.all_segments(), prepared, k, workers)
+        if self._plan is None:
+            self._plan = ScanPlan(self.codec)
+        found = search_segments(self._plan, self._rows.all_segments(), prepared, k, workers, exact_scan)
+        scores, ids, self._scored = found.scores, found.ids, found.scored
         if self.metric == "l2":
             scores *= np.float32(-2.0)
         return SearchResult(scores[0], ids[0]) if queries.ndim == 1 else SearchResult(scores, ids)
@@ -244,8 +258,8 @@ class Index:
         """Return what the index holds and what it costs, as JSON types; bytes are counted, not computed."""
         segments = self._rows.all_segments()
         n = len(self)
-        code_bytes = sum(segment.rows[: segment.n].planes.nbytes for segment in segments)
-        side_bytes = sum(segment.rows[: segment.n].side_bytes for segment in segments)
+        code_bytes = sum(segment.n * segment.rows.code_bytes for segment in segments)
+        side_bytes = sum(segment.n * segment.rows.side_bytes for segment in segments)
         id_bytes = sum(segment.id_bytes for segment in segments)
         total = code_bytes + side_bytes + id_bytes
         folder = cache_folder()
@@ -331,12 +345,12 @@ class Index:
 
     def _codes(self, segment: Segment, rows: npt.NDArray[np.int64]) -> Codes:
         """Return rows of a segment in the codec's own packing."""
-        sides = segment.rows
+        encoded = segment.rows.read(rows)
         return Codes(
-            repack_planes(sides.planes[rows], self.dim, self.bits),
-            sides.scales[rows],
-            sides.sketch_scales[rows] if sides.sketch_scales.size else None,
-            sides.offsets[rows] if sides.offsets.size else None,
+            repack_planes(encoded.planes, self.dim, self.bits),
+            encoded.scales,
+            encoded.sketch_scales if segment.rows.sketch_scales.size else None,
+            encoded.offsets if segment.rows.offsets.size else None,
             self.metric,
         )
 

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tqindex.codec.packing import BLOCK
 from tqindex.kernels.compile import kernel
 from tqindex.kernels.cpu import simd_level
+from tqindex.kernels.layout import load_lead
 from tqindex.kernels.simd import dot4_avx2, dot4_avx512, dot4_portable, shuffle_avx2, shuffle_avx512
 from tqindex.kernels.simd_product import (
     TILE_CONFIG,
@@ -34,8 +36,8 @@ _SPREAD_MASK = np.uint64(0x8040201008040201)
 _CARRY = np.uint64(0x7F7F7F7F7F7F7F7F)
 
 _LEVEL = simd_level()
-#: Planes of fewer bytes are expanded by portable code, and a single query over them goes the way of a batch.
-WORD = 8 if _LEVEL != "portable" else 1 << 60
+#: Planes beyond the leading ones that have fewer bytes are expanded by portable code.
+WORD = 8
 # A constant, so that the compiler never sees instructions that the CPU lacks.
 _HAS_SHUFFLE = _LEVEL != "portable"
 _USES_TILES = _LEVEL == "amx"
@@ -44,9 +46,9 @@ _multiply_block: Any
 _configure_tiles: Any = configure_tiles
 _release_tiles: Any = release_tiles
 if _LEVEL in ("amx", "avx512"):
-    _expand_row, dot_row = make_expand_row(shuffle_avx512), make_dot_row(dot4_avx512, shuffle_avx512)
+    _expand_row, _dot_row = make_expand_row(shuffle_avx512), make_dot_row(dot4_avx512, shuffle_avx512)
 else:
-    _expand_row, dot_row = make_expand_row(shuffle_avx2), make_dot_row(dot4_avx2, shuffle_avx2)
+    _expand_row, _dot_row = make_expand_row(shuffle_avx2), make_dot_row(dot4_avx2, shuffle_avx2)
 if _LEVEL == "amx":
     _multiply_block, BLOCK_ROWS, BLOCK_GROUPS = multiply_block_amx, 32, 2
 elif _LEVEL == "avx512":
@@ -70,38 +72,70 @@ def pack_queries(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
 
 @kernel
 def expand_tile(
-    planes: Any, start: int, rows: int, first_plane: int, bits: int, all_bits: int, table: Any, out: Any
+    lead: Any, rest: Any, start: int, rows: int, first_plane: int, bits: int, table: Any, out: Any, work: Any
 ) -> None:
     """Write levels of rows start..start + rows; out: u8 (TILE, depth), zero beyond the planes' width.
 
-    Planes first_plane..first_plane + bits of `all_bits` are read; table: u8 (64,), as `expand_row` takes it.
+    lead, rest: as `tqindex.kernels.rows.StoredRows` keeps them; planes first_plane..first_plane + bits are read: all,
+    or one. table: u8 (64,), as `expand_row` takes it. work: u8 (leading planes, width padded to whole words).
     """
-    row_bytes = planes.shape[1]
-    width = row_bytes // all_bits
-    depth = out.shape[1]
-    flat_planes, flat_out = planes.reshape(planes.size), out.reshape(out.size)
+    width, depth, padded = lead.shape[2] // BLOCK, out.shape[1], work.shape[1]
+    leading, others, skipped = _split_planes(lead.shape[0], first_plane, bits)
+    words, work_words = lead.reshape(lead.size).view(np.uint64), work.reshape(work.size).view(np.uint64)
+    flat_work, flat_rest, flat_out = work.reshape(work.size), rest.reshape(rest.size), out.reshape(out.size)
     for r in range(rows):
-        at = (start + r) * row_bytes + first_plane * width
-        if _HAS_SHUFFLE and width >= WORD:
-            _expand_row(flat_planes, at, width, bits, table, flat_out, r * depth)
+        load_lead(lead, words, start + r, work, work_words)
+        lead_at = first_plane * padded
+        rest_at = (start + r) * rest.shape[1] + skipped * width
+        if _HAS_SHUFFLE and (width >= WORD or others == 0):
+            _expand_row(flat_work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, r * depth)
         else:
-            expand_row_portable(flat_planes, at, width, bits, table, flat_out, r * depth)
+            out_at = r * depth
+            expand_row_portable(flat_work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, out_at)
 
 
 @kernel
-def expand_row_portable(planes: Any, at: int, width: int, bits: int, table: Any, out: Any, out_at: int) -> None:
-    """As `tqindex.kernels.simd.make_expand_row`, for planes of any width and any CPU."""
+def _split_planes(leading: int, first_plane: int, bits: int) -> tuple[int, int, int]:
+    """Return how many of `bits` planes are leading ones, how many others, and how many others come before them."""
+    used = max(0, min(leading - first_plane, bits))
+    return used, bits - used, max(0, first_plane - leading)
+
+
+@kernel
+def expand_row_portable(
+    lead: Any,
+    lead_at: int,
+    leading: int,
+    rest: Any,
+    rest_at: int,
+    others: int,
+    width: int,
+    table: Any,
+    out: Any,
+    out_at: int,
+) -> None:
+    """As `tqindex.kernels.simd_rows.make_expand_row`, for planes of any width and any CPU."""
+    padded = (width + 7) // 8 * 8
     for i in range(width):
         codes = np.uint64(0)
-        for plane in range(bits):
-            # A copy of the byte in every byte of a word, bit i kept in byte i, then moved to the lowest place:
-            # a byte that is not 0 carries into its highest bit.
-            kept = (np.uint64(planes[at + plane * width + i]) * _SPREAD) & _SPREAD_MASK
-            bit = ((((kept & _CARRY) + _CARRY) | kept) >> np.uint64(7)) & _SPREAD
-            codes = (codes << np.uint64(1)) | bit
+        for plane in range(leading):
+            codes = (codes << np.uint64(1)) | _spread(lead[lead_at + plane * padded + i])
+        for plane in range(others):
+            codes = (codes << np.uint64(1)) | _spread(rest[rest_at + plane * width + i])
         for j in range(8):
             code = np.uint8(codes >> np.uint64(8 * j))
-            out[out_at + 8 * i + j] = code if bits == 8 else table[code]
+            out[out_at + 8 * i + j] = code if leading + others == 8 else table[code]
+
+
+@kernel
+def _spread(byte: int) -> int:
+    """Return a word whose byte i is bit i of `byte`.
+
+    A copy of the byte in every byte of a word, bit i kept in byte i, then moved to the lowest place: a byte that is
+    not 0 carries into its highest bit.
+    """
+    kept = (np.uint64(byte) * _SPREAD) & _SPREAD_MASK
+    return ((((kept & _CARRY) + _CARRY) | kept) >> np.uint64(7)) & _SPREAD
 
 
 @kernel
@@ -143,3 +177,23 @@ def end_tiles() -> None:
     """Undo `begin_tiles`."""
     if _USES_TILES:
         _release_tiles()
+
+
+@kernel
+def multiply_row(
+    work: Any, rest: Any, row: int, first_plane: int, bits: int, width: int, table: Any, query: Any, levels: Any
+) -> int:
+    """Multiply one row's levels with one query; planes as `expand_tile` reads them, `work` from `load_lead`.
+
+    query: i8 (depth,); levels: u8 (depth,), room for the levels, zero beyond the planes' width.
+    """
+    leading, others, skipped = _split_planes(work.shape[0], first_plane, bits)
+    lead_at, rest_at = first_plane * work.shape[1], row * rest.shape[1] + skipped * width
+    flat_work, flat_rest = work.reshape(work.size), rest.reshape(rest.size)
+    if _HAS_SHUFFLE and (width >= WORD or others == 0):
+        return _dot_row(flat_work, lead_at, leading, flat_rest, rest_at, others, width, table, query)
+    expand_row_portable(flat_work, lead_at, leading, flat_rest, rest_at, others, width, table, levels, 0)
+    total = np.int32(0)
+    for j in range(levels.shape[0]):
+        total += np.int32(levels[j]) * np.int32(query[j])
+    return total

@@ -46,36 +46,26 @@ def is_better(score: float, row_id: int, other_score: float, other_id: int) -> b
 
 @kernel
 def scan_rows(
-    planes: Any,
-    scales: Any,
-    sketch_scales: Any,
-    offsets: Any,
-    ids: Any,
-    first_id: int,
-    start: int,
-    stop: int,
-    bits: int,
-    table: Any,
-    sketch_table: Any,
-    configuration: Any,
-    nq: int,
-    queries: Any,
-    sketch_queries: Any,
-    multiplier: int,
-    sides: Any,
-    best_scores: Any,
-    best_ids: Any,
+    rows: Any, first_id: int, start: int, stop: int, tables: Any, queries: Any, sides: Any, best_scores: Any, best_ids: Any
 ) -> None:
     """Score rows start..stop against all queries and update the best k of each.
 
-    Arrays of shape (0, ...) stand for sides that the codec or metric does not have: sketch_scales, offsets, ids (then
-    a row's id is first_id + row), sketch_queries. queries: i8 as `pack_queries` makes them, nq of them real; sides:
-    float32 (6, columns), what belongs to each packed query; its thresholds are this call's own. best_scores: float32
-    (nq, k), best_ids: int64 (nq, k), heaps as `push` keeps them.
+    Arrays of shape (0, ...) stand for sides that the codec or metric does not have.
+
+    rows : (lead, rest, scales, sketch_scales, offsets, ids), as `tqindex.kernels.rows.StoredRows`; without ids a row's
+        id is first_id + row
+    tables : (bits, table, sketch_table, configuration)
+    queries : (nq, packed, sketch_packed, multiplier), int8 as `pack_queries` makes them, nq of them real
+    sides : float32 (6, columns), what belongs to each packed query; its thresholds are this call's own
+    best_scores, best_ids : float32 and int64 (nq, k), heaps as `push` keeps them
     """
+    lead, rest, scales, sketch_scales, offsets, ids = rows
+    bits, table, sketch_table, configuration = tables
+    nq, packed, sketch_packed, multiplier = queries
     has_sketch, has_offsets, has_ids = sketch_scales.shape[0] > 0, offsets.shape[0] > 0, ids.shape[0] > 0
-    columns = 16 * queries.shape[0]
-    depth = 4 * queries.shape[1]
+    columns = 16 * packed.shape[0]
+    depth = 4 * packed.shape[1]
+    work = np.zeros((lead.shape[0], (lead.shape[2] + 63) // 64 * 8), np.uint8)
     levels = np.zeros((TILE, depth), np.uint8)
     signs = np.zeros((TILE if has_sketch else 0, depth), np.uint8)
     products = np.empty((TILE, columns), np.int32)
@@ -88,13 +78,13 @@ def scan_rows(
     thresholds[:nq] = best_scores[:, 0]
     begin_tiles(configuration)
     for tile in range(start, stop, TILE):
-        rows = min(TILE, stop - tile)
-        expand_tile(planes, tile, rows, 0, bits, bits, table, levels)
-        multiply_tile(levels, rows, queries, products)
+        tile_rows = min(TILE, stop - tile)
+        expand_tile(lead, rest, tile, tile_rows, 0, bits, table, levels, work)
+        multiply_tile(levels, tile_rows, packed, products)
         if has_sketch:
-            expand_tile(planes, tile, rows, bits - 1, 1, bits, sketch_table, signs)
-            multiply_tile(signs, rows, sketch_queries, sketch_products)
-        for r in range(rows):
+            expand_tile(lead, rest, tile, tile_rows, bits - 1, 1, sketch_table, signs, work)
+            multiply_tile(signs, tile_rows, sketch_packed, sketch_products)
+        for r in range(tile_rows):
             row = tile + r
             scale = scales[row]
             offset = offsets[row] if has_offsets else np.float32(0)

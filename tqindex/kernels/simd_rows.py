@@ -24,72 +24,114 @@ from tqindex.kernels.simd import (
 )
 
 
+#: Numbers of leading and other planes that are read together.
+_PLANES = ((1, 0), (2, 0), (2, 1), (2, 2), (2, 6), (0, 1))
+
+
+class _Row:
+    """One row's planes: the leading ones padded to whole words, the others of `width` bytes each."""
+
+    def __init__(self, context: Any, builder: Any, types_: Any, values: Any) -> None:
+        lead, lead_at, leading, rest, rest_at, others, self.width = values
+        self.lead = address(context, builder, types_[0], lead, lead_at, BYTE)
+        self.rest = address(context, builder, types_[3], rest, rest_at, BYTE)
+        self.leading, self.others = leading, others
+        self.padded = builder.and_(builder.add(self.width, LONG(7)), LONG(-8))
+
+
 def _for_levels(
-    builder: Any, row: Any, width: Any, bits: Any, entries: Any, shuffle: Callable[..., Any], use: Callable[..., None]
+    builder: Any, row: _Row, entries: Any, shuffle: Callable[..., Any], use: Callable[[Any, Any], None]
 ) -> None:
     """Emit a loop over a row's planes that calls use(levels, i) for the 64 coordinates of bytes i..i + 8."""
-    last = builder.sub(width, LONG(8))
-    for count in (1, 2, 3, 4, 8):
-        wanted = builder.icmp_signed("==", bits, LONG(count))
-        with builder.if_then(wanted), cgutils.for_range_slice(builder, LONG(0), width, LONG(8), LONG) as (i, _):
-            # The last word of a plane is read so that it ends with the plane, and shifted into place.
+    last = builder.sub(row.width, LONG(8))
+
+    def word(pointer: Any, index: Any) -> Any:
+        return load(builder, builder.bitcast(builder.gep(pointer, [index]), LONG.as_pointer()))
+
+    for leading, others in _PLANES:
+        count = leading + others
+        wanted = builder.and_(
+            builder.icmp_signed("==", row.leading, LONG(leading)), builder.icmp_signed("==", row.others, LONG(others))
+        )
+        with builder.if_then(wanted), cgutils.for_range_slice(builder, LONG(0), row.width, LONG(8), LONG) as (i, _):
+            words = [word(row.lead, builder.add(builder.mul(row.padded, LONG(plane)), i)) for plane in range(leading)]
+            # The last word of another plane is read so that it ends with the plane, and shifted into place.
             start = builder.select(builder.icmp_signed("<", i, last), i, last)
             shift = builder.mul(builder.sub(i, start), LONG(8))
+            for plane in range(others):
+                index = builder.add(builder.mul(row.width, LONG(plane)), start)
+                words.append(builder.lshr(word(row.rest, index), shift))
             codes = ir.Constant(BYTES, None)
-            for plane in range(count):
-                index = builder.add(builder.mul(width, LONG(plane)), start)
-                word = load(builder, builder.bitcast(builder.gep(row, [index]), LONG.as_pointer()))
-                mask = builder.bitcast(builder.lshr(word, shift), ir.VectorType(BIT, 64))
+            for plane, bits in enumerate(words):
                 heavier = builder.add(codes, constant(BYTES, 1 << (count - 1 - plane)))
-                codes = builder.select(mask, heavier, codes)
+                codes = builder.select(builder.bitcast(bits, ir.VectorType(BIT, 64)), heavier, codes)
             use(codes if count == 8 else shuffle(builder, entries, codes), i)
 
 
 def make_expand_row(shuffle: Callable[..., Any]) -> Any:
     """Return an operation that turns one row's planes into bytes, 64 coordinates at a time.
 
-    expand_row(planes, at, width, bits, table, levels, out_at): planes u8, `bits` planes of `width` >= 8 bytes from
-    `at` on, most significant first; table u8 (64,), four copies of 16 entries, or of any content for 8 bits, whose
-    codes stay as they are; levels u8, written in whole steps of 64.
+    expand_row(lead, lead_at, leading, rest, rest_at, others, width, table, levels, out_at): lead u8, `leading` planes
+    padded to whole words; rest u8, `others` further planes of `width` >= 8 bytes (any, if there are none); most
+    significant first; table u8 (64,), four copies of 16 entries, or of any content for 8 bits, whose codes stay as
+    they are; levels u8, written in whole steps of 64.
     """
 
     @intrinsic
     def expand_row(
-        typing_context: Any, planes: Any, at: Any, width: Any, bits: Any, table: Any, levels: Any, out_at: Any
+        typing_context: Any,
+        lead: Any,
+        lead_at: Any,
+        leading: Any,
+        rest: Any,
+        rest_at: Any,
+        others: Any,
+        width: Any,
+        table: Any,
+        levels: Any,
+        out_at: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            v_planes, v_at, v_width, v_bits, v_table, v_levels, v_out_at = arguments
-            t_planes, t_table, t_levels = signature.args[0], signature.args[4], signature.args[5]
+            v_table, v_levels, v_out_at = arguments[7:]
+            t_table, t_levels = signature.args[7:9]
             entries = load(builder, address(context, builder, t_table, v_table, LONG(0), BYTES))
-            row = address(context, builder, t_planes, v_planes, v_at, BYTE)
 
             def write(levels: Any, i: Any) -> None:
                 index = builder.add(v_out_at, builder.mul(i, LONG(8)))
                 builder.store(levels, address(context, builder, t_levels, v_levels, index, BYTES)).align = 1
 
-            _for_levels(builder, row, v_width, v_bits, entries, shuffle, write)
+            _for_levels(builder, _Row(context, builder, signature.args, arguments[:7]), entries, shuffle, write)
             return context.get_dummy_value()
 
         index = types.intp
-        return types.void(planes, index, index, index, table, levels, index), codegen
+        return types.void(lead, index, index, rest, index, index, index, table, levels, index), codegen
 
     return expand_row
-
-
-# --- scores ---------------------------------------------------------------------------------------------------------
 
 
 def make_dot_row(dot4: Callable[..., Any], shuffle: Callable[..., Any]) -> Any:
     """Return an operation that multiplies one row's levels with one query, straight from the planes.
 
-    dot_row(planes, at, width, bits, table, query) -> i32; planes and table as `make_expand_row`, query i8 (depth,).
+    dot_row(lead, lead_at, leading, rest, rest_at, others, width, table, query) -> i32; planes and table as
+    `make_expand_row`, query i8 (depth,).
     """
 
     @intrinsic
-    def dot_row(typing_context: Any, planes: Any, at: Any, width: Any, bits: Any, table: Any, query: Any) -> Any:
+    def dot_row(
+        typing_context: Any,
+        lead: Any,
+        lead_at: Any,
+        leading: Any,
+        rest: Any,
+        rest_at: Any,
+        others: Any,
+        width: Any,
+        table: Any,
+        query: Any,
+    ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            v_planes, v_at, v_width, v_bits, v_table, v_query = arguments
-            t_query = signature.args[5]
+            v_table, v_query = arguments[7:]
+            t_table, t_query = signature.args[7:]
             total = cgutils.alloca_once_value(builder, ir.Constant(INTS, None))
             builder.store(ir.Constant(INTS, None), total)
 
@@ -98,15 +140,17 @@ def make_dot_row(dot4: Callable[..., Any], shuffle: Callable[..., Any]) -> Any:
                 part = load(builder, address(context, builder, t_query, v_query, index, BYTES))
                 builder.store(dot4(builder, builder.load(total), levels, part), total)
 
-            entries = load(builder, address(context, builder, signature.args[4], v_table, LONG(0), BYTES))
-            row = address(context, builder, signature.args[0], v_planes, v_at, BYTE)
-            _for_levels(builder, row, v_width, v_bits, entries, shuffle, add)
+            entries = load(builder, address(context, builder, t_table, v_table, LONG(0), BYTES))
+            _for_levels(builder, _Row(context, builder, signature.args, arguments[:7]), entries, shuffle, add)
             return call(builder, "llvm.vector.reduce.add.v16i32", INT, [builder.load(total)])
 
         index = types.intp
-        return types.int32(planes, index, index, index, table, query), codegen
+        return types.int32(lead, index, index, rest, index, index, index, table, query), codegen
 
     return dot_row
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
 
 
 #: Queries that `score_strip` scores at once.
