@@ -1,6 +1,7 @@
 """What the scans need of a codec and of queries, in the form that the kernels take."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 from typing import Any
 
@@ -11,6 +12,7 @@ from tqindex.codec import Codec
 from tqindex.codec.codes import QueryCodes
 from tqindex.codec.packing import LEADING
 from tqindex.codec.refinement import Refinement, refinement
+from tqindex.kernels.coarse import coarsen_query
 from tqindex.kernels.product import LANES, TILE_CONFIGURATION, pack_queries
 from tqindex.kernels.scan import BIASES, SHIFTS, SKETCH_SHIFTS, SKETCH_STEPS, STEPS
 from tqindex.kernels.simd_count import SLICES
@@ -22,12 +24,6 @@ Int8Array = npt.NDArray[np.int8]
 EPS = 1e-6
 #: Below this many dimensions a row's share of the margin varies too much for constants (and rows are small).
 _LEAST_DIM = 64
-#: Step of a coarse query's levels in units of its root mean square: the best uniform step of 15 levels for N(0, 1).
-_COARSE_STEP = 0.335
-_MOST_COARSE = 2 ** (SLICES - 1) - 1
-#: What float32 scores may differ by, relative to the largest that a row could reach.
-_SLACK = 2.0**-20
-
 
 class ScanPlan:
     """The constants of a codec's scans.
@@ -35,7 +31,8 @@ class ScanPlan:
     Attributes
     ----------
     tables : (bits, table, sketch_table) of the kernels
-    refinements : the cascade's stages, none where every row is scored in full
+    stages : float64 (stages, 6), the cascade's stages as `tqindex.kernels.coarse` names the columns; none where every
+        row is scored in full
     """
 
     def __init__(self, codec: Codec) -> None:
@@ -50,13 +47,20 @@ class ScanPlan:
         # 8 bits: 2 * sum((code - 128) * q) + sum(q) = 2 P - 255 sum(q); else sum(level * q) = P - 128 sum(q).
         self.multiplier, self._shift = (2, -255) if book.offset else (1, -128)
         counts = range(1, min(book.bits, LEADING) + 1) if codec.dim >= _LEAST_DIM else ()
-        self.refinements: list[Refinement] = [refinement(codec, planes) for planes in counts]
+        self.stages = np.array([_stage(refinement(codec, planes)) for planes in counts]).reshape(-1, 6)
 
     def shifts(self, queries: QueryCodes) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Return what kernels add to the products with levels and with sketch signs."""
         sketch = queries.sketch_levels
         sums = np.zeros(len(queries), np.int32) if sketch is None else sketch.sum(axis=1, dtype=np.int32)
         return queries.sums * np.int32(self._shift), -sums
+
+
+def _stage(known: Refinement) -> list[float]:
+    """Return a stage's constants in the order of `tqindex.kernels.coarse`."""
+    v = known.values
+    second_gap = v[1] - v[0] if known.planes > 1 else 0.0
+    return [v[0], v[len(v) // 2] - v[0], second_gap, known.kappa, known.sigma**2, known.power]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,20 +90,16 @@ class BatchQueries:
 def single_queries(plan: ScanPlan, queries: QueryCodes, k: int, exact_scan: bool, eps: float) -> list[tuple[Any, Any]]:
     """Return `query` and `stages` of `tqindex.kernels.cascade.scan_rows_single` for every query.
 
-    eps: see `EPS`; half of it for each stage's error, one k-th of that for each of the k best rows.
+    eps: see `EPS`.
     """
     levels, sketch_levels = _padded(queries.levels), _padded(queries.sketch_levels)
     shifts, sketch_shifts = plan.shifts(queries)
-    none = np.zeros(len(queries), np.float32)
-    sketch_steps = none if queries.sketch_steps is None else queries.sketch_steps
-    stages: list[Any] = [(np.empty(0, np.uint64), np.empty((0, 4), np.float32))] * len(queries)
-    if plan.refinements and not exact_scan:
-        stages = _stages(plan, queries, levels, k, eps)
+    sketch_steps = queries.steps if queries.sketch_steps is None else queries.sketch_steps
     return [
         (
             (
                 levels[q],
-                sketch_levels[q] if len(sketch_levels) else np.empty(0, np.int8),
+                sketch_levels[q] if len(sketch_levels) else sketch_levels.reshape(0),
                 plan.multiplier,
                 int(shifts[q]),
                 int(sketch_shifts[q]),
@@ -107,53 +107,35 @@ def single_queries(plan: ScanPlan, queries: QueryCodes, k: int, exact_scan: bool
                 sketch_steps[q],
                 queries.biases[q],
             ),
-            stages[q],
+            _stages(plan, levels[q], float(queries.steps[q]), k, eps, exact_scan),
         )
         for q in range(len(queries))
     ]
 
 
-def _stages(plan: ScanPlan, queries: QueryCodes, levels: Int8Array, k: int, eps: float) -> list[Any]:
-    """Coarse queries as bit slices, and the weights of the stages' bounds.
-
-    The coarse query c times `unit` stands for the query's levels l; the unit makes the rest l - unit c orthogonal to
-    l, so that it adds to the variance of the bounds but not to their mean.
-    """
-    exact = levels.astype(np.float64)
-    squares = np.einsum("qj,qj->q", exact, exact)
-    dim = plan.codec.dim
-    step = _COARSE_STEP * np.sqrt(np.maximum(squares, 1.0) / dim)
-    coarse = np.rint(exact / step[:, np.newaxis]).clip(-_MOST_COARSE, _MOST_COARSE)
-    along = np.einsum("qj,qj->q", exact, coarse)
-    unit = np.divide(squares, along, out=np.zeros_like(along), where=along > 0)
-    rest = np.maximum(unit**2 * np.einsum("qj,qj->q", coarse, coarse) - squares, 0.0)
-    book = plan.codec.codebook
-    # From levels to |q'|: a query's step counts the codebook's step too.
-    scales = queries.steps / (book.step * (0.5 if book.offset else 1.0))
-    t = -NormalDist().inv_cdf(min(0.5, eps / (2 * k)))
-    sums = coarse.sum(axis=1)
-    weights = np.zeros((len(queries), len(plan.refinements), 4), np.float32)
-    for stage, known in enumerate(plan.refinements):
-        v = known.values
-        factor = scales * known.kappa * unit
-        variance = known.sigma**2 * squares + known.kappa**2 * known.power * rest
-        margin = scales * (t * np.sqrt(variance * dim / (dim - 1)) + _SLACK * np.sqrt(squares * dim))
-        weights[:, stage, 0] = factor * (v[len(v) // 2] - v[0])
-        weights[:, stage, 1] = factor * (v[1] - v[0]) if known.planes > 1 else 0.0
-        weights[:, stage, 2] = factor * v[0] * sums + margin
-        weights[:, stage, 3] = _SLACK
-    return list(zip(_slices(coarse.astype(np.int8)), weights, strict=True))
+def _stages(plan: ScanPlan, levels: Int8Array, step: float, k: int, eps: float, exact_scan: bool) -> tuple[Any, Any]:
+    """Return a query's bit slices and the weights of its bounds; empty ones for an exact scan."""
+    count = 0 if exact_scan else len(plan.stages)
+    slices, weights = np.zeros(len(levels) // 64 * SLICES, np.uint64), np.zeros(4 * count, np.float32)
+    if count:
+        book = plan.codec.codebook
+        # A query's step counts the codebook's step too.
+        scale = step / (book.step * (0.5 if book.offset else 1.0))
+        coarsen_query(levels, plan.codec.dim, scale, _deviations(eps, k), plan.stages, slices, weights)
+    return slices, weights
 
 
-def _slices(coarse: Int8Array) -> npt.NDArray[np.uint64]:
-    """Return the bits of coarse queries (nq, depth), two's complement, as uint64 (nq, depth / 64 * SLICES)."""
-    nq, depth = coarse.shape
-    bits = (coarse.reshape(nq, depth // 64, 1, 64) >> np.arange(SLICES).reshape(-1, 1).astype(np.int8)) & 1
-    return np.packbits(bits.astype(np.uint8), axis=-1, bitorder="little").reshape(nq, -1).view(np.uint64)
+@lru_cache(maxsize=256)
+def _deviations(eps: float, k: int) -> float:
+    """Standard deviations of a margin that fails with probability eps in any of two stages of any of k rows."""
+    return -NormalDist().inv_cdf(min(0.5, eps / (2 * k)))
 
 
 def _padded(levels: Int8Array | None) -> Int8Array:
     """Pad queries with zeros to whole words of planes."""
     if levels is None:
         return np.empty((0, 0), np.int8)
-    return np.pad(levels, ((0, 0), (0, -levels.shape[1] % 64)))
+    nq, dim = levels.shape
+    padded = np.zeros((nq, -(-dim // 64) * 64), np.int8)
+    padded[:, :dim] = levels
+    return padded

@@ -40,8 +40,7 @@ class _Chunk:
 
     def where(self) -> tuple[Any, ...]:
         """Return the rows as kernels take them."""
-        arrays = (*self.segment.rows.arrays().values(), self.segment.ids)
-        return tuple(map(_read_only, arrays)), self.segment.first_id, self.start, self.stop
+        return self.segment.kernel_arrays, self.segment.first_id, self.start, self.stop
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,13 +119,7 @@ def _scan(
     workers = min(threads, len(chunks))
     scores, ids = np.full((workers, nq, k), -np.inf, np.float32), np.full((workers, nq, k), NO_ID, np.int64)
     run_parallel(chunks, workers, lambda worker, chunk: scan(worker, chunk, scores[worker], ids[worker]))
-    joined_scores, joined_ids = np.concatenate(list(scores), axis=1), np.concatenate(list(ids), axis=1)
+    joined_scores, joined_ids = scores.swapaxes(0, 1).reshape(nq, -1), ids.swapaxes(0, 1).reshape(nq, -1)
     order = np.lexsort((joined_ids, -joined_scores), axis=1)[:, :k]
-    return np.take_along_axis(joined_scores, order, axis=1), np.take_along_axis(joined_ids, order, axis=1)
-
-
-def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return a view in the one form for which the kernel is compiled, whether memory is ours or a mapped file's."""
-    view = array.view(np.ndarray)
-    view.flags.writeable = False
-    return view
+    row = np.arange(nq)[:, np.newaxis]
+    return joined_scores[row, order], joined_ids[row, order]

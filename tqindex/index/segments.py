@@ -1,6 +1,8 @@
 """The rows of an index: immutable segments and one growing tail."""
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +46,14 @@ class Segment:
         if self.ids.size:
             return self.ids[: self.n]
         return np.arange(self.first_id, self.first_id + self.n, dtype=np.int64)
+
+    @cached_property
+    def kernel_arrays(self) -> tuple[npt.NDArray[Any], ...]:
+        """Arrays of rows and ids as kernels take them, read-only: one form, whether memory is ours or a file's."""
+        views = [array.view(np.ndarray) for array in (*self.rows.arrays().values(), self.ids)]
+        for view in views:
+            view.flags.writeable = False
+        return tuple(views)
 
     @property
     def id_bytes(self) -> int:

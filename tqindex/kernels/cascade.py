@@ -9,23 +9,29 @@ from typing import Any
 import numpy as np
 
 from tqindex.codec.packing import BLOCK
-from tqindex.kernels.compile import kernel
-from tqindex.kernels.layout import load_lead
-from tqindex.kernels.product import multiply_row
+from tqindex.kernels.compile import inner_kernel, kernel
+from tqindex.kernels.layout import load_lead, padded_width
+from tqindex.kernels.product import multiply_row, split_planes
 from tqindex.kernels.scan import NO_ID, is_better, push
-from tqindex.kernels.simd_count import STREAMS, count_blocks, make_reach_block
+from tqindex.kernels.simd_count import STREAMS, count_blocks, make_reach_blocks, prefetch
 
 # Numba's types give intrinsics the arguments of their code generators.
 _count_blocks: Any = count_blocks
-_reach_block, _reach_block_with_offsets = make_reach_block(False), make_reach_block(True)
+_reach_without_offsets, _reach_with_offsets = make_reach_blocks(False), make_reach_blocks(True)
+_prefetch: Any = prefetch
 #: One block in so many is scanned first, for a threshold to begin with.
 _SAMPLE = 32
 #: Above this share of rows scored in full, the planes are not worth reading first (measured: see `docs` of the scan).
 _MOST_SCORED = 0.5
-_CHECK_EVERY = 128
+#: Blocks that go through the stages together; at first, when no threshold is known, this many pairs.
+_BATCH, _FIRST_BATCH = 128, 1
 #: What float32 sums of scores may differ by, relative to their largest part.
 _SLACK = np.float32(2.0**-21)
-_ALL = np.uint32(2**BLOCK - 1)
+_ALL, _BLOCK_ROWS = np.uint32(2 ** (BLOCK * STREAMS) - 1), np.uint32(2**BLOCK - 1)
+#: What is kept of a block between the stages: its number, where its counts stand, and its rows as bits.
+_BLOCKS, _COUNTS_AT, _MASKS = range(3)
+#: Weights of a stage's bound.
+_WEIGHTS = 4
 
 
 @kernel
@@ -37,26 +43,33 @@ def scan_rows_single(
     rows : as `tqindex.kernels.scan.scan_rows`
     tables : (bits, table, sketch_table)
     query : (levels, sketch_levels, multiplier, shift, sketch_shift, step, sketch_step, bias), levels i8 (depth,)
-    stages : (slices, weights), as `count_blocks` and `make_reach_block` take them; no weights: no stages
+    stages : (slices, weights), as `count_blocks` and `make_reach_blocks` take them; no weights: no stages
     best_scores, best_ids : (1, k), heaps as `push` keeps them
     """
-    k = best_scores.shape[1]
+    lead, rest = rows[:2]
+    k, width = best_scores.shape[1], lead.shape[2] // BLOCK
+    # Flat arrays, since every reshape within a loop would cost a call.
+    flat = lead.reshape(lead.size), rest.reshape(rest.size), rows[2], rows[3], rows[4], rows[5]
+    shape = lead.shape[0], lead.shape[1], lead.shape[2], rest.shape[1]
+    kept, wanted = np.empty((3, _BATCH), np.int64), np.empty(_BATCH * BLOCK, np.int64)
+    counts, second_counts = np.zeros(_BATCH * BLOCK, np.int32), np.zeros(BLOCK * STREAMS, np.int32)
+    planes, levels = np.zeros(lead.shape[0] * padded_width(width), np.uint8), np.zeros(query[0].shape[0], np.uint8)
+    scratch = kept, wanted, counts, second_counts, planes, levels
     floor = np.float32(-np.inf)
     scored = 0
-    if stages[1].shape[0] > 0 and best_scores[0, 0] == -np.inf:
+    if stages[1].size > 0 and best_scores[0, 0] == -np.inf:
         sample_scores, sample_ids = np.full((1, k), floor, np.float32), np.full((1, k), NO_ID, np.int64)
-        scored += _scan_blocks(
-            rows, first_id, start, stop, _SAMPLE, tables, query, stages, floor, sample_scores, sample_ids
-        )
+        sample = sample_scores, sample_ids
+        scored += _scan_blocks(flat, shape, first_id, start, stop, _SAMPLE, tables, query, stages, floor, sample, scratch)
         floor = sample_scores[0, 0]
-    return scored + _scan_blocks(
-        rows, first_id, start, stop, 1, tables, query, stages, floor, best_scores, best_ids
-    )
+    best = best_scores, best_ids
+    return scored + _scan_blocks(flat, shape, first_id, start, stop, 1, tables, query, stages, floor, best, scratch)
 
 
-@kernel
+@inner_kernel
 def _scan_blocks(
     rows: Any,
+    shape: Any,
     first_id: int,
     start: int,
     stop: int,
@@ -65,108 +78,170 @@ def _scan_blocks(
     query: Any,
     stages: Any,
     floor: float,
-    best_scores: Any,
-    best_ids: Any,
+    best: Any,
+    scratch: Any,
 ) -> int:
-    """As `scan_rows_single` for every `step`-th block; rows that score less than `floor` are of no interest."""
-    lead, rest, scales, sketch_scales, offsets, ids = rows
-    slices, weights = stages
-    leading, blocks, block_bytes = lead.shape
-    width = block_bytes // BLOCK
-    flat_lead = lead.reshape(lead.size)
-    flat_weights = weights.reshape(weights.size)
-    first_counts, second_counts = np.zeros(BLOCK * STREAMS, np.int32), np.zeros(BLOCK * STREAMS, np.int32)
-    work = np.zeros((leading, (width + 7) // 8 * 8), np.uint8)
-    levels = np.zeros(query[0].shape[0], np.uint8)
+    """As `scan_rows_single` for every `step`-th block; rows that score less than `floor` are of no interest.
+
+    rows: flat arrays; shape: (leading planes, blocks, bytes of a block, bytes of a row of `rest`).
+
+    Blocks go through the stages in batches, so that what a later stage reads is asked for in time.
+    """
     first_block = start // BLOCK
     count = ((stop + BLOCK - 1) // BLOCK - first_block + step - 1) // step
     half = (count + 1) // STREAMS
-    has_stages = weights.shape[0] > 0
-    bias = query[7]
-    scored = 0
-    for j in range(half):
-        a = first_block + step * j
-        b = first_block + step * min(half + j, count - 1)
-        wanted_a, wanted_b = _ALL, _ALL if half + j < count else np.uint32(0)
-        if has_stages:
-            threshold = _lowered(max(floor, best_scores[0, 0]), bias)
-            _count_blocks(flat_lead, a * block_bytes, b * block_bytes, width, slices, first_counts)
-            wanted_a &= _reach(first_counts, second_counts, 0, scales, offsets, BLOCK * a, flat_weights, 0, threshold)
-            wanted_b &= _reach(first_counts, second_counts, 8, scales, offsets, BLOCK * b, flat_weights, 0, threshold)
-            if weights.shape[0] > 1 and (wanted_a | wanted_b) != 0:
-                at = blocks * block_bytes
-                _count_blocks(flat_lead, at + a * block_bytes, at + b * block_bytes, width, slices, second_counts)
-                wanted_a &= _reach(
-                    first_counts, second_counts, 0, scales, offsets, BLOCK * a, flat_weights, 1, threshold
-                )
-                wanted_b &= _reach(
-                    first_counts, second_counts, 8, scales, offsets, BLOCK * b, flat_weights, 1, threshold
-                )
-        if wanted_a != 0:
-            scored += _score_block(
-                rows, first_id, BLOCK * a, stop, wanted_a, tables, query, work, levels, best_scores, best_ids
+    n_stages = stages[1].shape[0] // _WEIGHTS
+    k = best[0].shape[1]
+    scored, last, batch = 0, 0, _FIRST_BATCH
+    while last < half:
+        first, last = last, min(last + batch, half)
+        batch = min(2 * batch, _BATCH // STREAMS)  # a threshold is soon had
+        threshold = _lowered(max(floor, best[0][0, 0]), query[7])
+        found = 0
+        for j in range(first, last):
+            a, b = first_block + step * j, first_block + step * min(half + j, count - 1)
+            both = half + j < count
+            found = _first_stage(
+                rows, shape, a, b, both, BLOCK * STREAMS * (j - first), found, n_stages, stages, threshold, scratch
             )
-        if wanted_b != 0:
-            scored += _score_block(
-                rows, first_id, BLOCK * b, stop, wanted_b, tables, query, work, levels, best_scores, best_ids
-            )
-        if j % _CHECK_EVERY == _CHECK_EVERY - 1 and scored > _MOST_SCORED * (BLOCK * STREAMS * (j + 1)):
-            has_stages = False
+        if n_stages > 1:
+            _second_stage(rows, shape, found, stages, threshold, scratch)
+        n_wanted = _list_rows(rows, shape, found, stop, scratch)
+        _score_rows(rows, shape, first_id, n_wanted, tables, query, best, scratch)
+        scored += n_wanted
+        if last >= _BATCH and scored - k > _MOST_SCORED * BLOCK * STREAMS * last:
+            n_stages = 0
     return scored
 
 
-@kernel
-def _reach(
-    first: Any, second: Any, at: int, scales: Any, offsets: Any, row: int, weights: Any, stage: int, threshold: float
+@inner_kernel
+def _first_stage(
+    rows: Any,
+    shape: Any,
+    a: int,
+    b: int,
+    both: bool,
+    at: int,
+    found: int,
+    n_stages: int,
+    stages: Any,
+    threshold: float,
+    scratch: Any,
 ) -> int:
+    """Keep blocks a and b if any of their rows reaches the threshold; returns the number kept.
+
+    Their counts stand from `at` on.
+    """
+    lead, kept, counts, second_counts = rows[0], scratch[0], scratch[2], scratch[3]
+    blocks, block_bytes = shape[1], shape[2]
+    mask = _ALL
+    if n_stages > 0:
+        _count_blocks(lead, a * block_bytes, b * block_bytes, block_bytes // BLOCK, stages[0], counts, at)
+        mask = _reach(counts, at, at + BLOCK, second_counts, rows, a, b, stages[1], 0, threshold)
+    for stream in range(STREAMS if both else 1):
+        rows_left = (mask >> (BLOCK * stream)) & _BLOCK_ROWS
+        if rows_left != 0:
+            block = b if stream else a
+            kept[_BLOCKS, found], kept[_COUNTS_AT, found], kept[_MASKS, found] = block, at + BLOCK * stream, rows_left
+            found += 1
+            if n_stages > 1:
+                _prefetch(lead, (blocks + block) * block_bytes, block_bytes)
+    return found
+
+
+@inner_kernel
+def _second_stage(rows: Any, shape: Any, found: int, stages: Any, threshold: float, scratch: Any) -> None:
+    """Strike the rows of kept blocks that do not reach the threshold by both leading planes."""
+    lead, kept, counts, second_counts = rows[0], scratch[0], scratch[2], scratch[3]
+    blocks, block_bytes = shape[1], shape[2]
+    for i in range(0, found, STREAMS):
+        other = min(i + 1, found - 1)
+        a, b = kept[_BLOCKS, i], kept[_BLOCKS, other]
+        at_a, at_b = (blocks + a) * block_bytes, (blocks + b) * block_bytes
+        _count_blocks(lead, at_a, at_b, block_bytes // BLOCK, stages[0], second_counts, 0)
+        mask = _reach(
+            counts, kept[_COUNTS_AT, i], kept[_COUNTS_AT, other], second_counts, rows, a, b, stages[1], 1, threshold
+        )
+        kept[_MASKS, i] &= mask & _BLOCK_ROWS
+        if other != i:
+            kept[_MASKS, other] &= mask >> BLOCK
+
+
+@inner_kernel
+def _list_rows(rows: Any, shape: Any, found: int, stop: int, scratch: Any) -> int:
+    """List the rows of kept blocks that are left, those before `stop`; returns how many."""
+    kept, wanted, rest_bytes = scratch[0], scratch[1], shape[3]
+    n_wanted = 0
+    for i in range(found):
+        for lane in range(BLOCK):
+            row = BLOCK * kept[_BLOCKS, i] + lane
+            if (kept[_MASKS, i] >> lane) & 1 and row < stop:
+                wanted[n_wanted] = row
+                n_wanted += 1
+                _prefetch(rows[1], row * rest_bytes, rest_bytes)
+    return n_wanted
+
+
+@inner_kernel
+def _reach(
+    first: Any,
+    at_a: int,
+    at_b: int,
+    second: Any,
+    rows: Any,
+    a: int,
+    b: int,
+    weights: Any,
+    stage: int,
+    threshold: float,
+) -> int:
+    """The rows of blocks a and b whose bound reaches the threshold, as bits; first, second: counts of the planes."""
+    scales, offsets = rows[2], rows[4]
+    row, other = BLOCK * a, BLOCK * b
+    at = _WEIGHTS * stage
+    w0, w1, w2, w3 = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
     if offsets.shape[0] > 0:
-        return _reach_block_with_offsets(first, second, at, scales, offsets, row, weights, stage, threshold)
-    return _reach_block(first, second, at, scales, offsets, row, weights, stage, threshold)
+        return _reach_with_offsets(
+            first, at_a, at_b, second, 0, scales, offsets, row, other, w0, w1, w2, w3, threshold
+        )
+    return _reach_without_offsets(first, at_a, at_b, second, 0, scales, offsets, row, other, w0, w1, w2, w3, threshold)
 
 
-@kernel
+@inner_kernel
 def _lowered(threshold: float, bias: float) -> float:
     """The threshold of bounds, which lack the query's bias."""
     return np.float32(threshold - bias - _SLACK * (abs(threshold) + abs(bias)))
 
 
-@kernel
-def _score_block(
-    rows: Any,
-    first_id: int,
-    first_row: int,
-    stop: int,
-    wanted: int,
-    tables: Any,
-    query: Any,
-    work: Any,
-    levels: Any,
-    best_scores: Any,
-    best_ids: Any,
-) -> int:
-    """Score the wanted rows of a block in full, those before `stop`; returns how many."""
+@inner_kernel
+def _score_rows(rows: Any, shape: Any, first_id: int, n_wanted: int, tables: Any, query: Any, best: Any, scratch: Any) -> None:
+    """Score the listed rows in full and keep the best."""
     lead, rest, scales, sketch_scales, offsets, ids = rows
     bits, table, sketch_table = tables
     query_levels, sketch_levels, multiplier, shift, sketch_shift, step, sketch_step, bias = query
-    width = lead.shape[2] // BLOCK
-    words, work_words = lead.reshape(lead.size).view(np.uint64), work.reshape(work.size).view(np.uint64)
-    scored = 0
-    for lane in range(BLOCK):
-        row = first_row + lane
-        if not (wanted >> lane) & 1 or row >= stop:
-            continue
-        scored += 1
-        load_lead(lead, words, row, work, work_words)
-        product = multiply_row(work, rest, row, 0, bits, width, table, query_levels, levels)
+    best_scores, best_ids = best
+    _, wanted, _, _, planes, levels = scratch
+    n_planes, blocks, block_bytes, rest_bytes = shape
+    width = block_bytes // BLOCK
+    has_sketch, has_offsets, has_ids = sketch_scales.shape[0] > 0, offsets.shape[0] > 0, ids.shape[0] > 0
+    leading, others, _ = split_planes(n_planes, 0, bits)
+    sketch_leading, sketch_others, skipped = split_planes(n_planes, bits - 1, 1)
+    for i in range(n_wanted):
+        row = wanted[i]
+        load_lead(lead, n_planes, blocks, block_bytes, row, planes)
+        at = row * rest_bytes
+        product = multiply_row(planes, 0, leading, rest, at, others, width, table, query_levels, levels)
         score = scales[row] * (step * np.float32(np.int32(multiplier * product + shift)))
-        if sketch_scales.shape[0] > 0:
-            signs = multiply_row(work, rest, row, bits - 1, 1, width, sketch_table, sketch_levels, levels)
+        if has_sketch:
+            lead_at, at = (bits - 1) * padded_width(width), at + skipped * width
+            signs = multiply_row(
+                planes, lead_at, sketch_leading, rest, at, sketch_others, width, sketch_table, sketch_levels, levels
+            )
             score += sketch_scales[row] * (sketch_step * np.float32(np.int32(2 * signs + sketch_shift)))
-        if offsets.shape[0] > 0:
+        if has_offsets:
             score += offsets[row]
         score += bias
         if score >= best_scores[0, 0]:
-            row_id = ids[row] if ids.shape[0] > 0 else first_id + row
+            row_id = ids[row] if has_ids else first_id + row
             if is_better(score, row_id, best_scores[0, 0], best_ids[0, 0]):
                 push(best_scores, best_ids, 0, score, row_id)
-    return scored

@@ -32,6 +32,11 @@ def kernel(function: _Function) -> _Function:
     return cast(_Function, dispatcher)
 
 
+def inner_kernel(function: _Function) -> _Function:
+    """Compile a part of kernels that allocates nothing: without reference counts, which cost more than a row's work."""
+    return cast(_Function, numba.njit(nogil=True, error_model="numpy", forceinline=True, _nrt=False)(function))
+
+
 @functools.cache
 def cache_folder() -> Path | None:
     """Return the folder of compiled kernels, made if need be; None where none is private and writable.

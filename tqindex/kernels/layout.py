@@ -6,16 +6,21 @@
 from typing import Any
 
 from tqindex.codec.packing import BLOCK
-from tqindex.kernels.compile import kernel
+from tqindex.kernels.compile import inner_kernel, kernel
+from tqindex.kernels.simd_count import gather_row
 
 _WORD = 8
+_BLOCK_BITS = BLOCK.bit_length() - 1
+# Numba's types give intrinsics the arguments of their code generators.
+_gather_row: Any = gather_row
 
 
 @kernel
-def store_rows(planes: Any, lead: Any, rest: Any, start: int) -> None:
+def store_rows(planes: Any, places: Any, lead: Any, rest: Any, start: int) -> None:
     """Write planes of whole bytes, uint8 (n, bits * width), as rows start.. of an index.
 
-    lead: uint8 (leading planes, blocks, 8 * width); rest: uint8 (rows, other planes * width).
+    places: `tqindex.codec.packing.row_places`; lead: uint8 (leading planes, blocks, 8 * width); rest: uint8 (rows, other
+    planes * width).
     """
     leading, _, block_bytes = lead.shape
     width = block_bytes // BLOCK
@@ -28,36 +33,20 @@ def store_rows(planes: Any, lead: Any, rest: Any, start: int) -> None:
                 for byte in range(_WORD):
                     lead[plane, block, _WORD * (BLOCK * i + lane) + byte] = planes[r, at + _WORD * i + byte]
             for i in range(_WORD * whole, width):
-                lead[plane, block, tail_place(width, lane, i)] = planes[r, at + i]
+                lead[plane, block, places[lane, i]] = planes[r, at + i]
         rest[start + r] = planes[r, leading * width :]
 
 
-@kernel
-def tail_place(width: int, lane: int, i: int) -> int:
-    """Return where byte i of a row's plane, one behind its whole words, stands in its block."""
-    at = width // _WORD * _WORD
-    place = -1
-    for size in (4, 2, 1):
-        if width & size:
-            if at <= i < at + size:
-                place = BLOCK * at + size * lane + i - at
-            at += size
-    return place
+@inner_kernel
+def load_lead(lead: Any, planes: int, blocks: int, block_bytes: int, row: int, out: Any) -> None:
+    """Copy one row's leading planes to `out`, uint8 (planes * padded), each padded to whole words; lead: flat."""
+    width = block_bytes // BLOCK
+    block, lane = row >> _BLOCK_BITS, row & (BLOCK - 1)
+    for plane in range(planes):
+        _gather_row(lead, (plane * blocks + block) * block_bytes, lane, width, out, plane * padded_width(width))
 
 
-@kernel
-def load_lead(lead: Any, words: Any, row: int, out: Any, out_words: Any) -> None:
-    """Copy one row's leading planes to `out`, uint8 (leading planes, padded); padded: a multiple of 8.
-
-    words and out_words are `lead` and `out` as one-dimensional uint64. Bytes beyond the planes' width stay as they are.
-    """
-    leading, blocks, block_bytes = lead.shape
-    width, padded = block_bytes // BLOCK, out.shape[1] // _WORD
-    whole = width // _WORD
-    block, lane = divmod(row, BLOCK)
-    for plane in range(leading):
-        at = (plane * blocks + block) * width + lane
-        for i in range(whole):
-            out_words[plane * padded + i] = words[at + BLOCK * i]
-        for i in range(_WORD * whole, width):
-            out[plane, i] = lead[plane, block, tail_place(width, lane, i)]
+@inner_kernel
+def padded_width(width: int) -> int:
+    """Return the bytes of a plane padded to whole words."""
+    return (width + _WORD - 1) // _WORD * _WORD

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tqindex.codec.packing import BLOCK
-from tqindex.kernels.compile import kernel
+from tqindex.kernels.compile import inner_kernel
 from tqindex.kernels.cpu import simd_level
-from tqindex.kernels.layout import load_lead
+from tqindex.kernels.layout import load_lead, padded_width
 from tqindex.kernels.simd import dot4_avx2, dot4_avx512, dot4_portable, shuffle_avx2, shuffle_avx512
 from tqindex.kernels.simd_product import (
     TILE_CONFIG,
@@ -70,38 +70,46 @@ def pack_queries(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
     return np.ascontiguousarray(padded.reshape(groups, LANES, depth // 4, 4).transpose(0, 2, 1, 3))
 
 
-@kernel
+@inner_kernel
 def expand_tile(
-    lead: Any, rest: Any, start: int, rows: int, first_plane: int, bits: int, table: Any, out: Any, work: Any
+    lead: Any,
+    rest: Any,
+    start: int,
+    rows: int,
+    first_plane: int,
+    bits: int,
+    table: Any,
+    out: Any,
+    work: Any,
 ) -> None:
     """Write levels of rows start..start + rows; out: u8 (TILE, depth), zero beyond the planes' width.
 
     lead, rest: as `tqindex.kernels.rows.StoredRows` keeps them; planes first_plane..first_plane + bits are read: all,
-    or one. table: u8 (64,), as `expand_row` takes it. work: u8 (leading planes, width padded to whole words).
+    or one. table: u8 (64,), as `expand_row` takes it; work: as `load_lead` fills it.
     """
-    width, depth, padded = lead.shape[2] // BLOCK, out.shape[1], work.shape[1]
-    leading, others, skipped = _split_planes(lead.shape[0], first_plane, bits)
-    words, work_words = lead.reshape(lead.size).view(np.uint64), work.reshape(work.size).view(np.uint64)
-    flat_work, flat_rest, flat_out = work.reshape(work.size), rest.reshape(rest.size), out.reshape(out.size)
+    planes, blocks, block_bytes = lead.shape
+    width, depth = block_bytes // BLOCK, out.shape[1]
+    leading, others, skipped = split_planes(planes, first_plane, bits)
+    flat_lead, flat_rest, flat_out = lead.reshape(lead.size), rest.reshape(rest.size), out.reshape(out.size)
+    lead_at = first_plane * padded_width(width)
     for r in range(rows):
-        load_lead(lead, words, start + r, work, work_words)
-        lead_at = first_plane * padded
+        load_lead(flat_lead, planes, blocks, block_bytes, start + r, work)
         rest_at = (start + r) * rest.shape[1] + skipped * width
         if _HAS_SHUFFLE and (width >= WORD or others == 0):
-            _expand_row(flat_work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, r * depth)
+            _expand_row(work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, r * depth)
         else:
             out_at = r * depth
-            expand_row_portable(flat_work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, out_at)
+            expand_row_portable(work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, out_at)
 
 
-@kernel
-def _split_planes(leading: int, first_plane: int, bits: int) -> tuple[int, int, int]:
+@inner_kernel
+def split_planes(leading: int, first_plane: int, bits: int) -> tuple[int, int, int]:
     """Return how many of `bits` planes are leading ones, how many others, and how many others come before them."""
     used = max(0, min(leading - first_plane, bits))
     return used, bits - used, max(0, first_plane - leading)
 
 
-@kernel
+@inner_kernel
 def expand_row_portable(
     lead: Any,
     lead_at: int,
@@ -127,7 +135,7 @@ def expand_row_portable(
             out[out_at + 8 * i + j] = code if leading + others == 8 else table[code]
 
 
-@kernel
+@inner_kernel
 def _spread(byte: int) -> int:
     """Return a word whose byte i is bit i of `byte`.
 
@@ -138,7 +146,7 @@ def _spread(byte: int) -> int:
     return ((((kept & _CARRY) + _CARRY) | kept) >> np.uint64(7)) & _SPREAD
 
 
-@kernel
+@inner_kernel
 def multiply_tile(levels: Any, rows: int, packed: Any, products: Any) -> None:
     """Multiply the first `rows` rows of a tile with all queries.
 
@@ -165,34 +173,40 @@ def multiply_tile(levels: Any, rows: int, packed: Any, products: Any) -> None:
             )
 
 
-@kernel
+@inner_kernel
 def begin_tiles(configuration: Any) -> None:
     """Prepare this thread for `multiply_tile`."""
     if _USES_TILES:
         _configure_tiles(configuration)
 
 
-@kernel
+@inner_kernel
 def end_tiles() -> None:
     """Undo `begin_tiles`."""
     if _USES_TILES:
         _release_tiles()
 
 
-@kernel
+@inner_kernel
 def multiply_row(
-    work: Any, rest: Any, row: int, first_plane: int, bits: int, width: int, table: Any, query: Any, levels: Any
+    work: Any,
+    lead_at: int,
+    leading: int,
+    rest: Any,
+    rest_at: int,
+    others: int,
+    width: int,
+    table: Any,
+    query: Any,
+    levels: Any,
 ) -> int:
-    """Multiply one row's levels with one query; planes as `expand_tile` reads them, `work` from `load_lead`.
+    """Multiply one row's levels with one query; planes and table as `expand_row` takes them.
 
     query: i8 (depth,); levels: u8 (depth,), room for the levels, zero beyond the planes' width.
     """
-    leading, others, skipped = _split_planes(work.shape[0], first_plane, bits)
-    lead_at, rest_at = first_plane * work.shape[1], row * rest.shape[1] + skipped * width
-    flat_work, flat_rest = work.reshape(work.size), rest.reshape(rest.size)
     if _HAS_SHUFFLE and (width >= WORD or others == 0):
-        return _dot_row(flat_work, lead_at, leading, flat_rest, rest_at, others, width, table, query)
-    expand_row_portable(flat_work, lead_at, leading, flat_rest, rest_at, others, width, table, levels, 0)
+        return _dot_row(work, lead_at, leading, rest, rest_at, others, width, table, query)
+    expand_row_portable(work, lead_at, leading, rest, rest_at, others, width, table, levels, 0)
     total = np.int32(0)
     for j in range(levels.shape[0]):
         total += np.int32(levels[j]) * np.int32(query[j])

@@ -80,7 +80,7 @@ class StoredRows:
 
     def write(self, start: int, rows: EncodedRows) -> None:
         """Store encoded rows from row `start` on."""
-        store_rows(rows.planes, self.lead, self.rest, start)
+        store_rows(rows.planes, row_places(self.lead.shape[2] // BLOCK), self.lead, self.rest, start)
         stop = start + len(rows)
         for name in ("scales", "sketch_scales", "offsets"):
             getattr(self, name)[start:stop] = getattr(rows, name)

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from tqindex.kernels.compile import kernel
+from tqindex.codec.packing import BLOCK
+from tqindex.kernels.compile import inner_kernel, kernel
+from tqindex.kernels.layout import padded_width
 from tqindex.kernels.product import TILE, begin_tiles, end_tiles, expand_tile, multiply_tile
 from tqindex.kernels.simd_rows import STRIP, make_score_strip
 
@@ -19,7 +21,7 @@ STEPS, BIASES, THRESHOLDS, SKETCH_STEPS, SHIFTS, SKETCH_SHIFTS = range(6)
 _score_strip, _score_strip_with_sketch = make_score_strip(False), make_score_strip(True)
 
 
-@kernel
+@inner_kernel
 def push(scores: Any, ids: Any, q: int, score: float, row_id: int) -> None:
     """Replace the worst of query q's k best, kept as a heap with the worst (lowest score, then largest id) on top."""
     k = scores.shape[1]
@@ -38,7 +40,7 @@ def push(scores: Any, ids: Any, q: int, score: float, row_id: int) -> None:
     scores[q, place], ids[q, place] = score, row_id
 
 
-@kernel
+@inner_kernel
 def is_better(score: float, row_id: int, other_score: float, other_id: int) -> bool:
     """Order of results: larger score first, then smaller id."""
     return score > other_score or (score == other_score and row_id < other_id)
@@ -65,7 +67,7 @@ def scan_rows(
     has_sketch, has_offsets, has_ids = sketch_scales.shape[0] > 0, offsets.shape[0] > 0, ids.shape[0] > 0
     columns = 16 * packed.shape[0]
     depth = 4 * packed.shape[1]
-    work = np.zeros((lead.shape[0], (lead.shape[2] + 63) // 64 * 8), np.uint8)
+    work = np.zeros(lead.shape[0] * padded_width(lead.shape[2] // BLOCK), np.uint8)
     levels = np.zeros((TILE, depth), np.uint8)
     signs = np.zeros((TILE if has_sketch else 0, depth), np.uint8)
     products = np.empty((TILE, columns), np.int32)
@@ -126,7 +128,7 @@ def scan_rows(
     end_tiles()
 
 
-@kernel
+@inner_kernel
 def keep_reached(
     reached: int, first: int, scores: Any, row_id: int, best_scores: Any, best_ids: Any, thresholds: Any
 ) -> None:
