@@ -20,7 +20,7 @@ _count_blocks: Any = count_blocks
 _reach_without_offsets, _reach_with_offsets = make_reach_blocks(False), make_reach_blocks(True)
 _prefetch: Any = prefetch
 #: One block in so many is scanned first, for a threshold to begin with.
-_SAMPLE = 32
+_SAMPLE = 64
 #: Above this share of rows scored in full, the planes are not worth reading first (measured: see `docs` of the scan).
 _MOST_SCORED = 0.5
 #: Blocks that go through the stages together; at first, when no threshold is known, this many pairs.
@@ -28,6 +28,9 @@ _BATCH, _FIRST_BATCH = 128, 1
 #: What float32 sums of scores may differ by, relative to their largest part.
 _SLACK = np.float32(2.0**-21)
 _ALL, _BLOCK_ROWS = np.uint32(2 ** (BLOCK * STREAMS) - 1), np.uint32(2**BLOCK - 1)
+#: Where more than this share of blocks is left by the first plane, both planes are counted together; one batch in so
+#: many is counted apart, to see whether that is still so.
+_MOST_KEPT, _TRY_APART = 0.5, 16
 #: What is kept of a block between the stages: its number, where its counts stand, and its rows as bits.
 _BLOCKS, _COUNTS_AT, _MASKS = range(3)
 #: Weights of a stage's bound.
@@ -92,20 +95,31 @@ def _scan_blocks(
     half = (count + 1) // STREAMS
     n_stages = stages[1].shape[0] // _WEIGHTS
     k = best[0].shape[1]
-    scored, last, batch = 0, 0, _FIRST_BATCH
+    scored, last, batch, batches, together = 0, 0, _FIRST_BATCH, 0, False
     while last < half:
         first, last = last, min(last + batch, half)
         batch = min(2 * batch, _BATCH // STREAMS)  # a threshold is soon had
+        batches += 1
+        if batches % _TRY_APART == 0:
+            together = False
         threshold = _lowered(max(floor, best[0][0, 0]), query[7])
         found = 0
         for j in range(first, last):
             a, b = first_block + step * j, first_block + step * min(half + j, count - 1)
             both = half + j < count
-            found = _first_stage(
-                rows, shape, a, b, both, BLOCK * STREAMS * (j - first), found, n_stages, stages, threshold, scratch
-            )
-        if n_stages > 1:
-            _second_stage(rows, shape, found, stages, threshold, scratch)
+            at = BLOCK * STREAMS * (j - first)
+            if n_stages == 0:
+                mask = _ALL
+            elif together:
+                mask = _count_both(rows, shape, a, b, at, stages, threshold, scratch)
+            else:
+                mask = _count_first(rows, shape, a, b, at, stages, threshold, scratch)
+            found = _keep(a, mask & _BLOCK_ROWS, at, found, scratch)
+            if half + j < count:
+                found = _keep(b, mask >> BLOCK, at + BLOCK, found, scratch)
+        if n_stages > 1 and not together:
+            together = found > _MOST_KEPT * STREAMS * (last - first)
+            _count_second(rows, shape, found, stages, threshold, scratch)
         n_wanted = _list_rows(rows, shape, found, stop, scratch)
         _score_rows(rows, shape, first_id, n_wanted, tables, query, best, scratch)
         scored += n_wanted
@@ -115,43 +129,45 @@ def _scan_blocks(
 
 
 @inner_kernel
-def _first_stage(
-    rows: Any,
-    shape: Any,
-    a: int,
-    b: int,
-    both: bool,
-    at: int,
-    found: int,
-    n_stages: int,
-    stages: Any,
-    threshold: float,
-    scratch: Any,
-) -> int:
-    """Keep blocks a and b if any of their rows reaches the threshold; returns the number kept.
-
-    Their counts stand from `at` on.
-    """
-    lead, kept, counts, second_counts = rows[0], scratch[0], scratch[2], scratch[3]
-    blocks, block_bytes = shape[1], shape[2]
-    mask = _ALL
-    if n_stages > 0:
-        _count_blocks(lead, a * block_bytes, b * block_bytes, block_bytes // BLOCK, stages[0], counts, at)
-        mask = _reach(counts, at, at + BLOCK, second_counts, rows, a, b, stages[1], 0, threshold)
-    for stream in range(STREAMS if both else 1):
-        rows_left = (mask >> (BLOCK * stream)) & _BLOCK_ROWS
-        if rows_left != 0:
-            block = b if stream else a
-            kept[_BLOCKS, found], kept[_COUNTS_AT, found], kept[_MASKS, found] = block, at + BLOCK * stream, rows_left
-            found += 1
-            if n_stages > 1:
-                _prefetch(lead, (blocks + block) * block_bytes, block_bytes)
-    return found
+def _keep(block: int, mask: int, at: int, found: int, scratch: Any) -> int:
+    """Note a block whose rows `mask` are left and whose counts stand from `at` on; returns the number noted."""
+    kept = scratch[0]
+    if mask == 0:
+        return found
+    kept[_BLOCKS, found], kept[_COUNTS_AT, found], kept[_MASKS, found] = block, at, mask
+    return found + 1
 
 
 @inner_kernel
-def _second_stage(rows: Any, shape: Any, found: int, stages: Any, threshold: float, scratch: Any) -> None:
-    """Strike the rows of kept blocks that do not reach the threshold by both leading planes."""
+def _count_first(
+    rows: Any, shape: Any, a: int, b: int, at: int, stages: Any, threshold: float, scratch: Any
+) -> int:
+    """Return which rows of blocks a and b reach the threshold by the first plane, as bits; counts stay at `at`."""
+    lead, counts, second_counts, block_bytes = rows[0], scratch[2], scratch[3], shape[2]
+    _count_blocks(lead, a * block_bytes, b * block_bytes, block_bytes // BLOCK, stages[0], counts, at)
+    mask = _reach(counts, at, at + BLOCK, second_counts, rows, a, b, stages[1], 0, threshold)
+    if shape[0] > 1:
+        if mask & _BLOCK_ROWS != 0:
+            _prefetch(lead, (shape[1] + a) * block_bytes, block_bytes)
+        if mask >> BLOCK != 0:
+            _prefetch(lead, (shape[1] + b) * block_bytes, block_bytes)
+    return mask
+
+
+@inner_kernel
+def _count_both(rows: Any, shape: Any, a: int, b: int, at: int, stages: Any, threshold: float, scratch: Any) -> int:
+    """The same by both leading planes."""
+    lead, counts, second_counts = rows[0], scratch[2], scratch[3]
+    blocks, block_bytes = shape[1], shape[2]
+    width = block_bytes // BLOCK
+    _count_blocks(lead, a * block_bytes, b * block_bytes, width, stages[0], counts, at)
+    _count_blocks(lead, (blocks + a) * block_bytes, (blocks + b) * block_bytes, width, stages[0], second_counts, 0)
+    return _reach(counts, at, at + BLOCK, second_counts, rows, a, b, stages[1], 1, threshold)
+
+
+@inner_kernel
+def _count_second(rows: Any, shape: Any, found: int, stages: Any, threshold: float, scratch: Any) -> None:
+    """Strike the rows of noted blocks that do not reach the threshold by both leading planes."""
     lead, kept, counts, second_counts = rows[0], scratch[0], scratch[2], scratch[3]
     blocks, block_bytes = shape[1], shape[2]
     for i in range(0, found, STREAMS):

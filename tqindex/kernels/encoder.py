@@ -15,7 +15,7 @@ from tqindex.kernels.encode import (
     sketch_rows,
     subtract_levels,
 )
-from tqindex.kernels.rotate import project_rows, rotate_rows
+from tqindex.kernels.rotate import project_rows, rotate_row, rotate_rows
 from tqindex.kernels.rows import EncodedRows, has_offsets
 from tqindex.kernels.simd_rotate import LANES
 from tqindex.kernels.threads import run_parallel
@@ -23,6 +23,8 @@ from tqindex.kernels.threads import run_parallel
 Float32Array = npt.NDArray[np.float32]
 #: Rows that one task encodes: small enough to stay in cache, many enough to outweigh the calls.
 BLOCK_ROWS = 256
+#: Up to so many rows, one by one is faster than all lanes at once.
+_FEW_ROWS = 4
 
 
 def encode_rows(
@@ -86,7 +88,10 @@ def project_copy(projection: HadamardRotation | MatrixProjection, rows: Float32A
 def _project(projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> None:
     """Apply a projection to rows in place."""
     dim = rows.shape[1]
-    if isinstance(projection, HadamardRotation):
+    if isinstance(projection, HadamardRotation) and len(rows) <= _FEW_ROWS:
+        for row in rows:
+            rotate_row(row, projection.permutations, projection.signs, np.empty(dim, np.float32))
+    elif isinstance(projection, HadamardRotation):
         work, spare = np.zeros(dim * LANES, np.float32), np.empty(dim * LANES, np.float32)
         rotate_rows(rows, projection.permutations, projection.signs, work, spare)
     else:
