@@ -4,7 +4,6 @@ Notation: x a vector, c the centre, u = x - c, r = |u|, R a random rotation, y =
 y_i has the sphere's coordinate law with variance 1; z the quantised y. q' = q - c for a query q.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -35,7 +34,6 @@ from tqindex.errors import ArgumentError
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
-Project = Callable[[HadamardRotation | MatrixProjection, Float32Array], Float32Array]
 Kind = Literal["mse", "prod"]
 Sketch = Literal["gaussian", "orthogonal"]
 Scale = Literal["unbiased", "paper"]
@@ -251,16 +249,8 @@ class Codec:
         signs = (combined & 1).astype(np.float32) * 2 - 1
         return self.codebook.values[z].astype(np.float32), signs
 
-    def encode_queries(
-        self,
-        queries: npt.ArrayLike,
-        metric: str = "ip",
-        project: Project = lambda projection, rows: projection.apply(rows),
-    ) -> QueryCodes:
-        """Centre, rotate and round queries (nq, dim) or (dim,) to int8 with one scale per query.
-
-        `project` applies a projection to rows; kernels bring a faster one that gives the same numbers.
-        """
+    def encode_queries(self, queries: npt.ArrayLike, metric: str = "ip") -> QueryCodes:
+        """Centre, rotate and round queries (nq, dim) or (dim,) to int8 with one scale per query."""
         check_choice("metric", metric, METRICS)
         rows = as_rows(queries, self.dim, "queries")
         if metric == "cosine":
@@ -272,12 +262,12 @@ class Codec:
             biases = -0.5 * squares
         else:
             biases = np.zeros(len(rows)) if self.center is None else dot(rows, self.center)
-        rotated = project(self.rotate, centred)
+        rotated = self.rotate.apply(centred)
         levels, scales = _round_to_int8(rotated)
         half = 0.5 if self.codebook.offset else 1.0
         sketch_levels = sketch_steps = None
         if self.sketch_projection is not None:
-            sketch_levels, sketch_scales = _round_to_int8(project(self.sketch_projection, rotated))
+            sketch_levels, sketch_scales = _round_to_int8(self.sketch_projection.apply(rotated))
             sketch_steps = sketch_scales.astype(np.float32)
         return QueryCodes(
             levels,

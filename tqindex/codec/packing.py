@@ -5,6 +5,7 @@ A row's planes follow each other as one string of bits, least significant bit of
 """
 
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -64,10 +65,8 @@ def interleave_rows(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
     blocks = np.pad(plane, ((0, -n % BLOCK), (0, 0))).reshape(-(-n // BLOCK), BLOCK, width)
     sizes = [8] * (width // 8) + [size for size in (4, 2, 1) if width & size]
     cuts = np.cumsum([0, *sizes])
-    return np.concatenate(
-        [blocks[:, :, at : at + size].reshape(len(blocks), BLOCK * size) for at, size in zip(cuts, sizes, strict=False)],
-        axis=1,
-    )
+    pieces = [blocks[:, :, first:last].reshape(len(blocks), -1) for first, last in pairwise(cuts)]
+    return np.concatenate(pieces, axis=1)
 
 
 @lru_cache(maxsize=64)

@@ -15,12 +15,13 @@ from tqindex.codec.codes import Codes
 from tqindex.codec.packing import repack_planes
 from tqindex.errors import ArgumentError, UnknownIdError, VectorError
 from tqindex.index.ids import IdMap
-from tqindex.index.plan import EPS, ScanPlan
+from tqindex.index.plan import ScanPlan
 from tqindex.index.search import search_segments
 from tqindex.index.segments import RowSet, Segment
 from tqindex.kernels.compile import cache_folder
 from tqindex.kernels.cpu import simd_level
-from tqindex.kernels.encoder import encode_rows, project_copy
+from tqindex.kernels.encoder import encode_rows
+from tqindex.kernels.queries import encode_queries
 from tqindex.kernels.rows import EncodedRows
 from tqindex.kernels.threads import available_threads, check_threads
 
@@ -189,9 +190,7 @@ class Index:
             self._commit(draft)
         return np.arange(first_id, first_id + n, dtype=np.int64) if given is None else given
 
-    def search(
-        self, queries: Any, k: int = 10, threads: int | None = None, exact_scan: bool = False
-    ) -> SearchResult:
+    def search(self, queries: Any, k: int = 10, threads: int | None = None, exact_scan: bool = False) -> SearchResult:
         """Find the k best vectors for each query by a scan over all codes.
 
         Up to 8 queries are answered by reading the codes' leading bit planes first and scoring in full only the rows
@@ -222,7 +221,7 @@ class Index:
         k = check_integer("k", k, 1, MAX_K)
         workers = check_threads(threads)
         queries = as_array(queries, "queries")
-        prepared = self.codec.encode_queries(queries, self.metric, project_copy)
+        prepared = encode_queries(self.codec, queries, self.metric)
         if self._plan is None:
             self._plan = ScanPlan(self.codec)
         found = search_segments(self._plan, self._rows.all_segments(), prepared, k, workers, exact_scan)

@@ -25,6 +25,7 @@ EPS = 1e-6
 #: Below this many dimensions a row's share of the margin varies too much for constants (and rows are small).
 _LEAST_DIM = 64
 
+
 class ScanPlan:
     """The constants of a codec's scans.
 

@@ -39,7 +39,15 @@ _WEIGHTS = 4
 
 @kernel
 def scan_rows_single(
-    rows: Any, first_id: int, start: int, stop: int, tables: Any, query: Any, stages: Any, best_scores: Any, best_ids: Any
+    rows: Any,
+    first_id: int,
+    start: int,
+    stop: int,
+    tables: Any,
+    query: Any,
+    stages: Any,
+    best_scores: Any,
+    best_ids: Any,
 ) -> int:
     """Score rows start..stop, start a multiple of 8, and update the best k; returns how many were scored in full.
 
@@ -63,7 +71,9 @@ def scan_rows_single(
     if stages[1].size > 0 and best_scores[0, 0] == -np.inf:
         sample_scores, sample_ids = np.full((1, k), floor, np.float32), np.full((1, k), NO_ID, np.int64)
         sample = sample_scores, sample_ids
-        scored += _scan_blocks(flat, shape, first_id, start, stop, _SAMPLE, tables, query, stages, floor, sample, scratch)
+        scored += _scan_blocks(
+            flat, shape, first_id, start, stop, _SAMPLE, tables, query, stages, floor, sample, scratch
+        )
         floor = sample_scores[0, 0]
     best = best_scores, best_ids
     return scored + _scan_blocks(flat, shape, first_id, start, stop, 1, tables, query, stages, floor, best, scratch)
@@ -80,7 +90,7 @@ def _scan_blocks(
     tables: Any,
     query: Any,
     stages: Any,
-    floor: float,
+    floor: Any,
     best: Any,
     scratch: Any,
 ) -> int:
@@ -106,7 +116,6 @@ def _scan_blocks(
         found = 0
         for j in range(first, last):
             a, b = first_block + step * j, first_block + step * min(half + j, count - 1)
-            both = half + j < count
             at = BLOCK * STREAMS * (j - first)
             if n_stages == 0:
                 mask = _ALL
@@ -129,7 +138,7 @@ def _scan_blocks(
 
 
 @inner_kernel
-def _keep(block: int, mask: int, at: int, found: int, scratch: Any) -> int:
+def _keep(block: int, mask: Any, at: int, found: int, scratch: Any) -> int:
     """Note a block whose rows `mask` are left and whose counts stand from `at` on; returns the number noted."""
     kept = scratch[0]
     if mask == 0:
@@ -139,9 +148,7 @@ def _keep(block: int, mask: int, at: int, found: int, scratch: Any) -> int:
 
 
 @inner_kernel
-def _count_first(
-    rows: Any, shape: Any, a: int, b: int, at: int, stages: Any, threshold: float, scratch: Any
-) -> int:
+def _count_first(rows: Any, shape: Any, a: int, b: int, at: int, stages: Any, threshold: Any, scratch: Any) -> Any:
     """Return which rows of blocks a and b reach the threshold by the first plane, as bits; counts stay at `at`."""
     lead, counts, second_counts, block_bytes = rows[0], scratch[2], scratch[3], shape[2]
     _count_blocks(lead, a * block_bytes, b * block_bytes, block_bytes // BLOCK, stages[0], counts, at)
@@ -155,7 +162,7 @@ def _count_first(
 
 
 @inner_kernel
-def _count_both(rows: Any, shape: Any, a: int, b: int, at: int, stages: Any, threshold: float, scratch: Any) -> int:
+def _count_both(rows: Any, shape: Any, a: int, b: int, at: int, stages: Any, threshold: Any, scratch: Any) -> Any:
     """The same by both leading planes."""
     lead, counts, second_counts = rows[0], scratch[2], scratch[3]
     blocks, block_bytes = shape[1], shape[2]
@@ -166,7 +173,7 @@ def _count_both(rows: Any, shape: Any, a: int, b: int, at: int, stages: Any, thr
 
 
 @inner_kernel
-def _count_second(rows: Any, shape: Any, found: int, stages: Any, threshold: float, scratch: Any) -> None:
+def _count_second(rows: Any, shape: Any, found: int, stages: Any, threshold: Any, scratch: Any) -> None:
     """Strike the rows of noted blocks that do not reach the threshold by both leading planes."""
     lead, kept, counts, second_counts = rows[0], scratch[0], scratch[2], scratch[3]
     blocks, block_bytes = shape[1], shape[2]
@@ -209,28 +216,28 @@ def _reach(
     b: int,
     weights: Any,
     stage: int,
-    threshold: float,
-) -> int:
+    threshold: Any,
+) -> Any:
     """The rows of blocks a and b whose bound reaches the threshold, as bits; first, second: counts of the planes."""
     scales, offsets = rows[2], rows[4]
     row, other = BLOCK * a, BLOCK * b
     at = _WEIGHTS * stage
     w0, w1, w2, w3 = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
     if offsets.shape[0] > 0:
-        return _reach_with_offsets(
-            first, at_a, at_b, second, 0, scales, offsets, row, other, w0, w1, w2, w3, threshold
-        )
+        return _reach_with_offsets(first, at_a, at_b, second, 0, scales, offsets, row, other, w0, w1, w2, w3, threshold)
     return _reach_without_offsets(first, at_a, at_b, second, 0, scales, offsets, row, other, w0, w1, w2, w3, threshold)
 
 
 @inner_kernel
-def _lowered(threshold: float, bias: float) -> float:
+def _lowered(threshold: Any, bias: Any) -> Any:
     """The threshold of bounds, which lack the query's bias."""
     return np.float32(threshold - bias - _SLACK * (abs(threshold) + abs(bias)))
 
 
 @inner_kernel
-def _score_rows(rows: Any, shape: Any, first_id: int, n_wanted: int, tables: Any, query: Any, best: Any, scratch: Any) -> None:
+def _score_rows(
+    rows: Any, shape: Any, first_id: int, n_wanted: int, tables: Any, query: Any, best: Any, scratch: Any
+) -> None:
     """Score the listed rows in full and keep the best."""
     lead, rest, scales, sketch_scales, offsets, ids = rows
     bits, table, sketch_table = tables

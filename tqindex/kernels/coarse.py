@@ -32,11 +32,13 @@ def coarsen_query(
     slices, weights : u64 (depth / 64 * SLICES,) and f32 (4 * stages,), zeroed, written as
         `tqindex.kernels.simd_count` takes them
     """
-    squares = 0
+    squares: Any = 0
     for j in range(dim):
         squares += np.int64(levels[j]) * np.int64(levels[j])
     step = _STEP * np.sqrt(max(squares, 1) / dim)
-    along, coarse_squares, total = 0, 0, 0
+    along: Any = 0
+    coarse_squares: Any = 0
+    total: Any = 0
     for j in range(dim):
         coarse = np.int64(min(max(np.rint(levels[j] / step), -_MOST), _MOST))
         along += coarse * np.int64(levels[j])

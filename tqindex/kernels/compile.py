@@ -21,6 +21,7 @@ from tqindex.kernels.cpu import simd_level
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _log = logging.getLogger("tqindex")
+_njit: Any = numba.njit  # its type knows nothing of _nrt
 
 
 def kernel(function: _Function) -> _Function:
@@ -34,7 +35,7 @@ def kernel(function: _Function) -> _Function:
 
 def inner_kernel(function: _Function) -> _Function:
     """Compile a part of kernels that allocates nothing: without reference counts, which cost more than a row's work."""
-    return cast(_Function, numba.njit(nogil=True, error_model="numpy", forceinline=True, _nrt=False)(function))
+    return cast(_Function, _njit(nogil=True, error_model="numpy", forceinline=True, _nrt=False)(function))
 
 
 @functools.cache

@@ -64,7 +64,7 @@ def _encode_block(
     if has_offsets(codec, metric):
         with np.errstate(over="ignore"):  # the caller refuses such norms by their own message
             out.offsets[:] = -0.5 * (norms * norms) if metric == "l2" else along
-    _project(codec.rotate, rows)
+    project(codec.rotate, rows)
     codes = np.empty((len(rows), 8 * (out.planes.shape[1] // codec.bits)), np.uint8)
     quantise_rows(rows, norms, book.boundaries, book.step if book.offset else 0.0, codes)
     if codec.sketch_projection is None:
@@ -72,20 +72,13 @@ def _encode_block(
     else:
         squares = np.empty(len(rows))
         subtract_levels(rows, norms, codes, book.levels, book.step, unbiased, out.scales, squares, scratch)
-        _project(codec.sketch_projection, rows)
+        project(codec.sketch_projection, rows)
         gaussian = codec.sketch == "gaussian"
         sketch_rows(rows, norms, squares, gaussian, codes, out.sketch_scales, scratch)
     pack_rows(codes, codec.bits, out.planes)
 
 
-def project_copy(projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> Float32Array:
-    """Return the projected rows; equal to `projection.apply`."""
-    projected = rows.copy()
-    _project(projection, projected)
-    return projected
-
-
-def _project(projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> None:
+def project(projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> None:
     """Apply a projection to rows in place."""
     dim = rows.shape[1]
     if isinstance(projection, HadamardRotation) and len(rows) <= _FEW_ROWS:

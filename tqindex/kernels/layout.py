@@ -19,8 +19,8 @@ _gather_row: Any = gather_row
 def store_rows(planes: Any, places: Any, lead: Any, rest: Any, start: int) -> None:
     """Write planes of whole bytes, uint8 (n, bits * width), as rows start.. of an index.
 
-    places: `tqindex.codec.packing.row_places`; lead: uint8 (leading planes, blocks, 8 * width); rest: uint8 (rows, other
-    planes * width).
+    places: `tqindex.codec.packing.row_places`; lead: uint8 (leading planes, blocks, 8 * width); rest: uint8
+    (rows, other planes * width).
     """
     leading, _, block_bytes = lead.shape
     width = block_bytes // BLOCK

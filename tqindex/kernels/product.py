@@ -82,7 +82,7 @@ def expand_tile(
     out: Any,
     work: Any,
 ) -> None:
-    """Write levels of rows start..start + rows; out: u8 (TILE, depth), zero beyond the planes' width.
+    """Write levels of rows start..start + rows; out: u8 (TILE, depth), rows by `_place_row`, zero beyond their width.
 
     lead, rest: as `tqindex.kernels.rows.StoredRows` keeps them; planes first_plane..first_plane + bits are read: all,
     or one. table: u8 (64,), as `expand_row` takes it; work: as `load_lead` fills it.
@@ -95,11 +95,24 @@ def expand_tile(
     for r in range(rows):
         load_lead(flat_lead, planes, blocks, block_bytes, start + r, work)
         rest_at = (start + r) * rest.shape[1] + skipped * width
+        out_at, step = _place_row(r, depth)
         if _HAS_SHUFFLE and (width >= WORD or others == 0):
-            _expand_row(work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, r * depth)
+            _expand_row(work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, out_at, step)
         else:
-            out_at = r * depth
-            expand_row_portable(work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, out_at)
+            expand_row_portable(
+                work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, out_at, step
+            )
+
+
+@inner_kernel
+def _place_row(r: int, depth: int) -> tuple[int, int]:
+    """Return where a row's levels begin in a tile, and how far apart its steps of 64 are.
+
+    With AMX 16 rows of 64 coordinates follow each other, as one tile register takes them.
+    """
+    if _USES_TILES:
+        return r // LANES * LANES * depth + r % LANES * DEPTH_MULTIPLE, LANES * DEPTH_MULTIPLE
+    return r * depth, DEPTH_MULTIPLE
 
 
 @inner_kernel
@@ -121,6 +134,7 @@ def expand_row_portable(
     table: Any,
     out: Any,
     out_at: int,
+    step: int,
 ) -> None:
     """As `tqindex.kernels.simd_rows.make_expand_row`, for planes of any width and any CPU."""
     padded = (width + 7) // 8 * 8
@@ -130,13 +144,14 @@ def expand_row_portable(
             codes = (codes << np.uint64(1)) | _spread(lead[lead_at + plane * padded + i])
         for plane in range(others):
             codes = (codes << np.uint64(1)) | _spread(rest[rest_at + plane * width + i])
+        at = out_at + i // 8 * step + i % 8 * 8
         for j in range(8):
             code = np.uint8(codes >> np.uint64(8 * j))
-            out[out_at + 8 * i + j] = code if leading + others == 8 else table[code]
+            out[at + j] = code if leading + others == 8 else table[code]
 
 
 @inner_kernel
-def _spread(byte: int) -> int:
+def _spread(byte: Any) -> Any:
     """Return a word whose byte i is bit i of `byte`.
 
     A copy of the byte in every byte of a word, bit i kept in byte i, then moved to the lowest place: a byte that is
@@ -147,30 +162,26 @@ def _spread(byte: int) -> int:
 
 
 @inner_kernel
-def multiply_tile(levels: Any, rows: int, packed: Any, products: Any) -> None:
-    """Multiply the first `rows` rows of a tile with all queries.
+def multiply_tile(levels: Any, rows: int, depth: int, packed: Any, group: int, products: Any) -> None:
+    """Multiply the first `rows` rows of a tile with the queries of groups group..group + BLOCK_GROUPS.
 
-    levels: u8 (TILE, depth); packed: i8 [group][depth / 4][16][4]; products: i32 (TILE, 16 * groups), written in
-    whole blocks of rows.
+    levels: u8, flat (TILE, depth), as `expand_tile` writes them; packed: i8, flat [group][depth / 4][16][4]; products:
+    i32, flat (TILE, 16 * BLOCK_GROUPS), written in whole blocks of rows.
     """
-    depth, groups = levels.shape[1], packed.shape[0]
-    columns = products.shape[1]
-    flat_levels, flat_queries = levels.reshape(levels.size), packed.reshape(packed.size)
-    flat_products = products.reshape(products.size)
-    for group in range(0, groups, BLOCK_GROUPS):
-        for row in range(0, rows, BLOCK_ROWS):
-            _multiply_block(
-                flat_levels,
-                row * depth,
-                depth,
-                flat_queries,
-                group * LANES * depth,
-                LANES * depth,
-                depth,
-                flat_products,
-                row * columns + group * LANES,
-                columns,
-            )
+    columns, stride = LANES * BLOCK_GROUPS, LANES * depth if _USES_TILES else depth
+    for row in range(0, rows, BLOCK_ROWS):
+        _multiply_block(
+            levels,
+            row * depth,
+            stride,
+            packed,
+            group * LANES * depth,
+            LANES * depth,
+            depth,
+            products,
+            row * columns,
+            columns,
+        )
 
 
 @inner_kernel
@@ -199,14 +210,14 @@ def multiply_row(
     table: Any,
     query: Any,
     levels: Any,
-) -> int:
+) -> Any:
     """Multiply one row's levels with one query; planes and table as `expand_row` takes them.
 
     query: i8 (depth,); levels: u8 (depth,), room for the levels, zero beyond the planes' width.
     """
     if _HAS_SHUFFLE and (width >= WORD or others == 0):
         return _dot_row(work, lead_at, leading, rest, rest_at, others, width, table, query)
-    expand_row_portable(work, lead_at, leading, rest, rest_at, others, width, table, levels, 0)
+    expand_row_portable(work, lead_at, leading, rest, rest_at, others, width, table, levels, 0, DEPTH_MULTIPLE)
     total = np.int32(0)
     for j in range(levels.shape[0]):
         total += np.int32(levels[j]) * np.int32(query[j])

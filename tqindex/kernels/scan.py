@@ -11,7 +11,15 @@ import numpy as np
 from tqindex.codec.packing import BLOCK
 from tqindex.kernels.compile import inner_kernel, kernel
 from tqindex.kernels.layout import padded_width
-from tqindex.kernels.product import TILE, begin_tiles, end_tiles, expand_tile, multiply_tile
+from tqindex.kernels.product import (
+    BLOCK_GROUPS,
+    LANES,
+    TILE,
+    begin_tiles,
+    end_tiles,
+    expand_tile,
+    multiply_tile,
+)
 from tqindex.kernels.simd_rows import STRIP, make_score_strip
 
 #: Marks an empty place among the best.
@@ -48,7 +56,15 @@ def is_better(score: float, row_id: int, other_score: float, other_id: int) -> b
 
 @kernel
 def scan_rows(
-    rows: Any, first_id: int, start: int, stop: int, tables: Any, queries: Any, sides: Any, best_scores: Any, best_ids: Any
+    rows: Any,
+    first_id: int,
+    start: int,
+    stop: int,
+    tables: Any,
+    queries: Any,
+    sides: Any,
+    best_scores: Any,
+    best_ids: Any,
 ) -> None:
     """Score rows start..stop against all queries and update the best k of each.
 
@@ -65,14 +81,14 @@ def scan_rows(
     bits, table, sketch_table, configuration = tables
     nq, packed, sketch_packed, multiplier = queries
     has_sketch, has_offsets, has_ids = sketch_scales.shape[0] > 0, offsets.shape[0] > 0, ids.shape[0] > 0
-    columns = 16 * packed.shape[0]
-    depth = 4 * packed.shape[1]
+    groups, depth = packed.shape[0], 4 * packed.shape[1]
+    columns = LANES * groups
     work = np.zeros(lead.shape[0] * padded_width(lead.shape[2] // BLOCK), np.uint8)
-    levels = np.zeros((TILE, depth), np.uint8)
-    signs = np.zeros((TILE if has_sketch else 0, depth), np.uint8)
-    products = np.empty((TILE, columns), np.int32)
-    sketch_products = np.empty((TILE, columns) if has_sketch else (1, columns), np.int32)
-    flat_products, flat_sketch_products = products.reshape(products.size), sketch_products.reshape(sketch_products.size)
+    levels, signs = np.zeros((TILE, depth), np.uint8), np.zeros((TILE if has_sketch else 0, depth), np.uint8)
+    flat_levels, flat_signs = levels.reshape(levels.size), signs.reshape(signs.size)
+    flat_packed, flat_sketch = packed.reshape(packed.size), sketch_packed.reshape(sketch_packed.size)
+    # A strip's products stay in the first cache until they are scored.
+    products, sketch_products = np.empty(TILE * STRIP, np.int32), np.empty(TILE * STRIP, np.int32)
     flat_sides = sides.reshape(sides.size)
     scores = np.empty(STRIP, np.float32)
     thresholds = sides[THRESHOLDS]
@@ -82,45 +98,35 @@ def scan_rows(
     for tile in range(start, stop, TILE):
         tile_rows = min(TILE, stop - tile)
         expand_tile(lead, rest, tile, tile_rows, 0, bits, table, levels, work)
-        multiply_tile(levels, tile_rows, packed, products)
         if has_sketch:
             expand_tile(lead, rest, tile, tile_rows, bits - 1, 1, sketch_table, signs, work)
-            multiply_tile(signs, tile_rows, sketch_packed, sketch_products)
-        for r in range(tile_rows):
-            row = tile + r
-            scale = scales[row]
-            offset = offsets[row] if has_offsets else np.float32(0)
-            for first in range(0, columns, STRIP):
-                at = r * columns + first
+        for group in range(0, groups, BLOCK_GROUPS):
+            first = LANES * group
+            multiply_tile(flat_levels, tile_rows, depth, flat_packed, group, products)
+            if has_sketch:
+                multiply_tile(flat_signs, tile_rows, depth, flat_sketch, group, sketch_products)
+            for r in range(tile_rows):
+                row = tile + r
+                offset = offsets[row] if has_offsets else np.float32(0)
+                at = STRIP * r
                 if has_sketch:
                     reached = _score_strip_with_sketch(
-                        flat_products,
-                        at,
-                        flat_sketch_products,
+                        products,
+                        sketch_products,
                         at,
                         flat_sides,
                         columns,
                         first,
-                        scale,
+                        scales[row],
                         sketch_scales[row],
                         offset,
                         multiplier,
                         scores,
                     )
                 else:
+                    scale = scales[row]
                     reached = _score_strip(
-                        flat_products,
-                        at,
-                        flat_products,
-                        at,
-                        flat_sides,
-                        columns,
-                        first,
-                        scale,
-                        np.float32(0),
-                        offset,
-                        multiplier,
-                        scores,
+                        products, products, at, flat_sides, columns, first, scale, scale, offset, multiplier, scores
                     )
                 if reached != 0:
                     row_id = ids[row] if has_ids else first_id + row

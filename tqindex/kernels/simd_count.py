@@ -38,13 +38,15 @@ def count_blocks(
         blocks = [address(context, builder, t_plane, v_plane, at, BYTE) for at in (v_first, v_second)]
         zero = ir.Constant(_WORDS, None)
         totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(SLICES)] for _ in blocks]
-        for total in sum(totals, []):
+        for total in (one for stream in totals for one in stream):
             builder.store(zero, total)
 
         def count(words: list[Any], i: Any) -> None:
             for s in range(SLICES):
                 index = builder.add(builder.mul(i, LONG(SLICES)), LONG(s))
-                query = splat(builder, load(builder, address(context, builder, t_slices, v_slices, index, LONG)), _WORDS)
+                query = splat(
+                    builder, load(builder, address(context, builder, t_slices, v_slices, index, LONG)), _WORDS
+                )
                 for word, total in zip(words, totals, strict=True):
                     found = call(builder, "llvm.ctpop.v8i64", _WORDS, [builder.and_(word, query)])
                     builder.store(builder.add(builder.load(total[s]), found), total[s])
@@ -123,7 +125,9 @@ def make_reach_blocks(with_offsets: bool) -> Any:
         threshold: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            v_first, v_first_at, v_other_at, v_second, v_second_at, v_scales, v_offsets, v_row, v_other_row = arguments[:9]
+            v_first, v_first_at, v_other_at, v_second, v_second_at, v_scales, v_offsets, v_row, v_other_row = arguments[
+                :9
+            ]
             t_first, t_second, t_scales, t_offsets = (signature.args[i] for i in (0, 3, 5, 6))
             weights = [splat(builder, weight, FLOATS) for weight in arguments[9:13]]
             both = ir.Constant(ir.VectorType(INT, 16), list(range(16)))

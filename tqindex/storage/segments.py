@@ -14,9 +14,9 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from tqindex.codec import Codec
+from tqindex.codec.packing import BLOCK, row_places
 from tqindex.errors import CorruptIndexError
 from tqindex.index.segments import NO_IDS, ROW_MULTIPLE, Segment
-from tqindex.codec.packing import BLOCK, row_places
 from tqindex.kernels.rows import StoredRows
 from tqindex.storage.files import storage_errors
 from tqindex.storage.manifest import SegmentEntry
