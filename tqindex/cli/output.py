@@ -93,6 +93,7 @@ def print_info(path: Path, info: dict[str, Any], as_json: bool) -> None:
     per_vector = f", {total / n:.1f} per vector; float32 has {info['float32_bytes_per_vector']}" if n else ""
     click.echo(f"total     {total:,} bytes{per_vector}")
     click.echo(f"segments  {info['segments']}")
+    click.echo(f"scan      {info['scan']}")
     click.echo(f"kernels   {info['simd']}, {info['threads']} threads, cache {info['kernel_cache'] or 'none'}")
 
 

@@ -6,13 +6,14 @@ import click
 import numpy as np
 
 from tqindex.index import Index
+from tqindex.index.search import FEW_QUERIES
 from tqindex.kernels.compile import cache_folder
 
 
 def compile_kernels() -> None:
     """Compile every kernel: both rotations, both kinds, single queries and batches."""
     for dim, kind in ((8, "mse"), (64, "prod"), (64, "mse")):
-        rows = np.eye(3, dim, dtype=np.float32)
+        rows = np.tile(np.eye(1, dim, dtype=np.float32), (2 * FEW_QUERIES, 1))
         index = Index(dim, codec=kind, center=np.full(dim, 0.1))  # type: ignore[arg-type]
         index.add(rows)
         index.search(rows[0], 1)

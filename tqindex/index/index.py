@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -106,7 +107,6 @@ class Index:
             check_choice("codec", codec, ("mse", "prod"))
             self.codec = Codec(dim, bits, codec, sketch, scale, center, rotation, seed)
         self._rows = RowSet(self.codec, self.metric)
-        self._plan: ScanPlan | None = None
         self._scored: float | None = None  # share of rows that the latest search scored in full
         self._id_map: tuple[RowSet, IdMap] | None = None  # the rows that it is of, and the map
         self._write_lock = Lock()
@@ -190,6 +190,10 @@ class Index:
             self._commit(draft)
         return np.arange(first_id, first_id + n, dtype=np.int64) if given is None else given
 
+    @cached_property
+    def _plan(self) -> ScanPlan:
+        return ScanPlan(self.codec)
+
     def search(self, queries: Any, k: int = 10, threads: int | None = None, exact_scan: bool = False) -> SearchResult:
         """Find the k best vectors for each query by a scan over all codes.
 
@@ -222,8 +226,6 @@ class Index:
         workers = check_threads(threads)
         queries = as_array(queries, "queries")
         prepared = encode_queries(self.codec, queries, self.metric)
-        if self._plan is None:
-            self._plan = ScanPlan(self.codec)
         found = search_segments(self._plan, self._rows.all_segments(), prepared, k, workers, exact_scan)
         scores, ids, self._scored = found.scores, found.ids, found.scored
         if self.metric == "l2":
@@ -254,7 +256,11 @@ class Index:
         return vectors[0] if wanted.ndim == 0 else vectors
 
     def info(self) -> dict[str, Any]:
-        """Return what the index holds and what it costs, as JSON types; bytes are counted, not computed."""
+        """Return what the index holds and what it costs, as JSON types; bytes are counted, not computed.
+
+        "scan" says how up to 8 queries are answered, "cascade" or "full"; "rows_scored" is the share of rows that the
+        latest search scored in full, 1 for a full scan (slightly more where a cascade turned into one), or None.
+        """
         segments = self._rows.all_segments()
         n = len(self)
         code_bytes = sum(segment.n * segment.rows.code_bytes for segment in segments)
@@ -281,6 +287,8 @@ class Index:
             "float32_bytes_per_vector": 4 * self.dim,
             "segments": len(segments),
             "format_version": FORMAT_VERSION,
+            "scan": self._plan.name,
+            "rows_scored": self._scored,
             "simd": simd_level(),
             "threads": available_threads(),
             "kernel_cache": None if folder is None else str(folder),

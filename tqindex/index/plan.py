@@ -50,6 +50,11 @@ class ScanPlan:
         counts = range(1, min(book.bits, LEADING) + 1) if codec.dim >= _LEAST_DIM else ()
         self.stages = np.array([_stage(refinement(codec, planes)) for planes in counts]).reshape(-1, 6)
 
+    @property
+    def name(self) -> str:
+        """How few queries are answered: "cascade" or "full"."""
+        return "cascade" if len(self.stages) else "full"
+
     def shifts(self, queries: QueryCodes) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Return what kernels add to the products with levels and with sketch signs."""
         sketch = queries.sketch_levels

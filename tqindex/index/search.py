@@ -19,7 +19,7 @@ Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
 #: Queries up to this number are scanned one by one: a plane read once per query costs less than a tile's expansion.
-_FEW_QUERIES = 8
+FEW_QUERIES = 8
 #: Multiply-adds of one task, some milliseconds: Ctrl-C is answered soon, and threads end at about the same time.
 _CHUNK_WORK = 2**30
 _CHUNK_ROWS = (2048, 16_384)
@@ -72,7 +72,7 @@ def search_segments(
     kept, scored = min(k, n), 1.0
     if not kept or not nq:
         return Found(scores, ids, scored)
-    if nq <= _FEW_QUERIES:
+    if nq <= FEW_QUERIES:
         singles = single_queries(plan, queries, kept, exact_scan, eps)
         chunks = _cut(segments, min(max(n // (4 * threads), _SINGLE_ROWS[0]), _SINGLE_ROWS[1]) if threads > 1 else n)
         counts = np.zeros((min(threads, len(chunks)), nq), np.int64)
