@@ -36,7 +36,8 @@ def print_build(target: Path, vectors: VectorFile, built: Built) -> None:
 def _codec(info: dict[str, Any]) -> str:
     sketch = f" ({info['sketch']} sketch)" if info["sketch"] else ""
     paper = ", paper's scale" if info["scale"] == "paper" else ""
-    return f"{info['codec']}{sketch} {info['bits']} bits{paper}"
+    effort = ", effort search" if info["effort"] == "search" else ""
+    return f"{info['codec']}{sketch} {info['bits']} bits{paper}{effort}"
 
 
 def print_hits(result: SearchResult, metric: str, recall: Recall, seconds: float, target: Path | None) -> None:

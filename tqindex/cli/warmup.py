@@ -11,10 +11,10 @@ from tqindex.kernels.compile import cache_folder
 
 
 def compile_kernels() -> None:
-    """Compile every kernel: both rotations, both kinds, single queries and batches."""
-    for dim, kind in ((8, "mse"), (64, "prod"), (64, "mse")):
+    """Compile every kernel: both rotations, both kinds, both efforts, single queries and batches."""
+    for dim, kind, effort in ((8, "mse", "plain"), (64, "prod", "plain"), (64, "mse", "search")):
         rows = np.tile(np.eye(1, dim, dtype=np.float32), (2 * FEW_QUERIES, 1))
-        index = Index(dim, codec=kind, center=np.full(dim, 0.1))  # type: ignore[arg-type]
+        index = Index(dim, codec=kind, center=np.full(dim, 0.1), effort=effort)  # type: ignore[arg-type]
         index.add(rows)
         index.search(rows[0], 1)
         index.search(rows, 1)

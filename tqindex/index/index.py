@@ -13,6 +13,7 @@ from tqindex.checks import as_array, as_rows, check_choice, check_integer
 from tqindex.codec import Codec
 from tqindex.codec.codec import METRICS, Kind, Scale, Sketch
 from tqindex.codec.codes import Codes
+from tqindex.codec.effort import Effort
 from tqindex.codec.packing import repack_planes
 from tqindex.errors import ArgumentError, UnknownIdError, VectorError
 from tqindex.index.ids import IdMap
@@ -63,7 +64,7 @@ class Index:
     metric : {"cosine", "ip", "l2"}
     codec : {"mse", "prod"} or a Codec
         With a Codec, `dim` and `metric` still count and the other codec parameters must be left alone.
-    sketch, scale, center, rotation, seed :
+    sketch, scale, center, rotation, seed, effort :
         As for `tqindex.Codec`. Under "cosine" the centre is subtracted after normalisation.
 
     Raises
@@ -94,18 +95,20 @@ class Index:
         center: npt.ArrayLike | None = None,
         rotation: Literal["hadamard", "dense"] | None = None,
         seed: int = 0,
+        effort: Effort = "plain",
     ) -> None:
         self.metric: Metric = check_choice("metric", metric, METRICS)
         if isinstance(codec, Codec):
             if dim != codec.dim:
                 raise ArgumentError(f"dim must equal the codec's dim {codec.dim}, got {dim!r}")
-            given = (bits, sketch, scale, rotation, seed)
-            if center is not None or given != (4, "orthogonal", "unbiased", None, 0):
-                raise ArgumentError(f"bits, sketch, scale, center, rotation, seed come with {codec!r}; leave them out")
+            given = (bits, sketch, scale, rotation, seed, effort)
+            if center is not None or given != (4, "orthogonal", "unbiased", None, 0, "plain"):
+                names = "bits, sketch, scale, center, rotation, seed, effort"
+                raise ArgumentError(f"{names} come with {codec!r}; leave them out")
             self.codec = codec
         else:
             check_choice("codec", codec, ("mse", "prod"))
-            self.codec = Codec(dim, bits, codec, sketch, scale, center, rotation, seed)
+            self.codec = Codec(dim, bits, codec, sketch, scale, center, rotation, seed, effort)
         self._rows = RowSet(self.codec, self.metric)
         self._scored: float | None = None  # share of rows that the latest search scored in full
         self._id_map: tuple[RowSet, IdMap] | None = None  # the rows that it is of, and the map
@@ -279,6 +282,7 @@ class Index:
             "centered": self.codec.center is not None,
             "rotation": self.codec.rotation,
             "seed": self.codec.seed,
+            "effort": self.codec.effort,
             "code_bytes": code_bytes,
             "side_bytes": side_bytes,
             "id_bytes": id_bytes,

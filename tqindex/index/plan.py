@@ -47,7 +47,9 @@ class ScanPlan:
         self.tables: tuple[Any, ...] = (codec.bits, table, sketch_table)
         # 8 bits: 2 * sum((code - 128) * q) + sum(q) = 2 P - 255 sum(q); else sum(level * q) = P - 128 sum(q).
         self.multiplier, self._shift = (2, -255) if book.offset else (1, -128)
-        counts = range(1, min(book.bits, LEADING) + 1) if codec.dim >= _LEAST_DIM else ()
+        # The constants are those of plain codes: with effort "search" a scale depends on the stretch of its row.
+        has_stages = codec.dim >= _LEAST_DIM and codec.effort == "plain"
+        counts = range(1, min(book.bits, LEADING) + 1) if has_stages else ()
         self.stages = np.array([_stage(refinement(codec, planes)) for planes in counts]).reshape(-1, 6)
 
     @property

@@ -66,17 +66,17 @@ def scan_rows_single(
     counts, second_counts = np.zeros(_BATCH * BLOCK, np.int32), np.zeros(BLOCK * STREAMS, np.int32)
     planes, levels = np.zeros(lead.shape[0] * padded_width(width), np.uint8), np.zeros(query[0].shape[0], np.uint8)
     scratch = kept, wanted, counts, second_counts, planes, levels
-    floor = np.float32(-np.inf)
+    # A sample first, for a threshold to begin with; its rows come again.
+    sample = np.full((1, k), -np.inf, np.float32), np.full((1, k), NO_ID, np.int64)
+    step = _SAMPLE if stages[1].size > 0 and best_scores[0, 0] == -np.inf else 1
     scored = 0
-    if stages[1].size > 0 and best_scores[0, 0] == -np.inf:
-        sample_scores, sample_ids = np.full((1, k), floor, np.float32), np.full((1, k), NO_ID, np.int64)
-        sample = sample_scores, sample_ids
-        scored += _scan_blocks(
-            flat, shape, first_id, start, stop, _SAMPLE, tables, query, stages, floor, sample, scratch
-        )
-        floor = sample_scores[0, 0]
-    best = best_scores, best_ids
-    return scored + _scan_blocks(flat, shape, first_id, start, stop, 1, tables, query, stages, floor, best, scratch)
+    while True:
+        best = sample if step > 1 else (best_scores, best_ids)
+        floor = sample[0][0, 0]
+        scored += _scan_blocks(flat, shape, first_id, start, stop, step, tables, query, stages, floor, best, scratch)
+        if step == 1:
+            return scored
+        step = 1
 
 
 @inner_kernel

@@ -8,6 +8,7 @@ from tqindex.codec import Codec
 from tqindex.codec.rotation import HadamardRotation, MatrixProjection
 from tqindex.kernels.encode import (
     centre_rows,
+    choose_stretches,
     normalise_rows,
     pack_rows,
     quantise_rows,
@@ -66,7 +67,11 @@ def _encode_block(
             out.offsets[:] = -0.5 * (norms * norms) if metric == "l2" else along
     project(codec.rotate, rows)
     codes = np.empty((len(rows), 8 * (out.planes.shape[1] // codec.bits)), np.uint8)
-    quantise_rows(rows, norms, book.boundaries, book.step if book.offset else 0.0, codes)
+    boundaries, choices = book.boundaries[np.newaxis], np.zeros(len(rows), np.int64)
+    if codec.stretched is not None:
+        boundaries = codec.stretched.boundaries
+        choose_stretches(rows, norms, codec.stretched.edges, codec.stretched.levels, choices)
+    quantise_rows(rows, norms, boundaries, choices, book.step if book.offset else 0.0, codes)
     if codec.sketch_projection is None:
         scale_rows(rows, norms, codes, book.levels, book.step, book.offset, unbiased, out.scales, scratch)
     else:
