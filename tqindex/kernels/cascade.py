@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tqindex.codec.packing import BLOCK
-from tqindex.kernels.compile import inner_kernel, kernel
+from tqindex.kernels.compile import called_kernel, inner_kernel, kernel
 from tqindex.kernels.layout import load_lead, padded_width
 from tqindex.kernels.product import multiply_row, split_planes
 from tqindex.kernels.scan import NO_ID, is_better, push
@@ -79,7 +79,7 @@ def scan_rows_single(
         step = 1
 
 
-@inner_kernel
+@called_kernel
 def _scan_blocks(
     rows: Any,
     shape: Any,
@@ -234,7 +234,7 @@ def _lowered(threshold: Any, bias: Any) -> Any:
     return np.float32(threshold - bias - _SLACK * (abs(threshold) + abs(bias)))
 
 
-@inner_kernel
+@called_kernel
 def _score_rows(
     rows: Any, shape: Any, first_id: int, n_wanted: int, tables: Any, query: Any, best: Any, scratch: Any
 ) -> None:

@@ -34,8 +34,16 @@ def kernel(function: _Function) -> _Function:
 
 
 def inner_kernel(function: _Function) -> _Function:
-    """Compile a part of kernels that allocates nothing: without reference counts, which cost more than a row's work."""
+    """Compile a part of kernels that allocates nothing, to be inlined into its callers.
+
+    Without reference counts: one count costs as much as a row's work.
+    """
     return cast(_Function, _njit(nogil=True, error_model="numpy", forceinline=True, _nrt=False)(function))
+
+
+def called_kernel(function: _Function) -> _Function:
+    """The same for a long part that is called for many rows at once: compiled one time, not once per caller."""
+    return cast(_Function, _njit(nogil=True, error_model="numpy", _nrt=False)(function))
 
 
 @functools.cache
