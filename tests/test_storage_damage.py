@@ -221,7 +221,7 @@ def test_search_of_a_map_whose_numbers_are_noise(place):
 
 @pytest.mark.parametrize(
     ("version", "words"),
-    [(1, "has format version 1; this tqindex reads up to 0: upgrade tqindex"), ("2.0", "has format version '2.0'")],
+    [(2, "has format version 2; this tqindex reads 1: upgrade tqindex"), ("2.0", "has format version '2.0'")],
 )
 def test_a_newer_format(place, version, words):
     forge(place, lambda fields: fields.update(version=version, codec="of another kind"))

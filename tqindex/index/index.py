@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 Metric = Literal["ip", "cosine", "l2"]
 
 MAX_K = 2**20
-#: Of the directories that `save` writes. 0 carries no promise; from 1 on, files are read for ever.
-FORMAT_VERSION = 0
+#: Of the directories that `save` writes; from 1 on, files are read for ever.
+FORMAT_VERSION = 1
 #: Bytes of input that `add` reads at a time.
 _BLOCK_BYTES = 8 * 2**20
 

@@ -71,15 +71,15 @@ def read_manifest(directory: Path) -> Manifest:
     CorruptIndexError
         It is not an index, or the manifest is truncated or altered.
     FormatVersionError
-        It was written by a newer version of tqindex.
+        It was written by a newer version of tqindex, or by one before the format settled.
     """
     content = _read(directory)
     fields = _parse(directory, content)
     version = fields.get("version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise FormatVersionError(
-            f"{directory} has format version {version!r}; this tqindex reads up to {FORMAT_VERSION}: upgrade tqindex"
-        )
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        advice = "build it again" if version == 0 else "upgrade tqindex"
+        readable = " to ".join(str(v) for v in sorted({1, FORMAT_VERSION}))
+        raise FormatVersionError(f"{directory} has format version {version!r}; this tqindex reads {readable}: {advice}")
     ending = _CHECKSUM.search(content)
     if ending is None or hashlib.sha256(content[: ending.start()]).hexdigest().encode() != ending[1]:
         raise CorruptIndexError(f"{directory / MANIFEST} is truncated or altered: its checksum does not match")
