@@ -35,7 +35,7 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> Any:
     return value
 
 
-def as_rows(vectors: Any, dim: int, name: str = "vectors", first_row: int = 0) -> Float32Array:
+def as_rows(vectors: Any, dim: int, name: str = "vectors", first_row: int = 0, finite: bool = True) -> Float32Array:
     """Return `vectors` as C-contiguous finite float32 of shape (n, dim).
 
     Parameters
@@ -46,6 +46,8 @@ def as_rows(vectors: Any, dim: int, name: str = "vectors", first_row: int = 0) -
         What messages call it.
     first_row : int
         Added to the row numbers in messages, for callers that pass one block of many.
+    finite : bool
+        False leaves `check_finite` to the caller.
 
     Raises
     ------
@@ -62,12 +64,18 @@ def as_rows(vectors: Any, dim: int, name: str = "vectors", first_row: int = 0) -
         raise VectorError(f"{name} must have {dim} columns (n, {dim}), got shape {shape}")
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(rows, dtype=np.float32)
+    if finite:
+        check_finite(rows, name, first_row)
+    return rows
+
+
+def check_finite(rows: Float32Array, name: str, first_row: int = 0) -> None:
+    """Refuse NaN and inf."""
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         row = int(np.argmin(finite))
         value = rows[row][~np.isfinite(rows[row])][0]
         raise VectorError(f"{name} must be finite in float32, got {value} in row {first_row + row}")
-    return rows
 
 
 def as_array(vectors: Any, name: str) -> npt.NDArray[Any]:

@@ -36,7 +36,7 @@ MAX_K = 2**20
 #: Of the directories that `save` writes; from 1 on, files are read for ever.
 FORMAT_VERSION = 1
 #: Bytes of input that `add` reads at a time.
-_BLOCK_BYTES = 8 * 2**20
+_BLOCK_BYTES = 32 * 2**20
 
 
 class SearchResult(NamedTuple):
@@ -184,7 +184,7 @@ class Index:
             first_id = draft.next_id
             step = max(1, _BLOCK_BYTES // (4 * self.dim))
             for start in range(0, n, step):
-                block = as_rows(source[start : start + step], self.dim, "vectors", first_row=start)
+                block = as_rows(source[start : start + step], self.dim, first_row=start, finite=False)
                 encoded = EncodedRows.allocate(self.codec, self.metric, len(block))
                 encode_rows(self.codec, block, self.metric, encoded, workers, start)
                 draft.append(encoded, None if given is None else given[start : start + step])

@@ -6,9 +6,12 @@ import numpy as np
 
 from tqindex.codec.effort import UNITS, UNITS_PER_BIN
 from tqindex.kernels.compile import kernel
+from tqindex.kernels.simd_quantise import QUANTISED, count_boundaries
 
 _LOW_BITS = np.uint64(0x0101010101010101)
 _GATHER = np.uint64(0x0102040810204080)
+# Numba's types give intrinsics the arguments of their code generators.
+_count_boundaries: Any = count_boundaries
 
 
 @kernel
@@ -81,7 +84,7 @@ def choose_stretches(y: Any, norms: Any, edges: Any, levels: Any, choices: Any) 
     magnitudes = np.empty(y.shape[1], np.int32)
     for r in range(y.shape[0]):
         choices[r] = 0
-        if norms[r] == 0.0:
+        if not 0.0 < norms[r] < np.inf:  # NaN and inf, which the caller refuses, would leave the histogram
             continue
         sum_tails(y[r], magnitudes, counts, sums)
         best = -1.0
@@ -126,23 +129,33 @@ def quantise_rows(y: Any, norms: Any, boundaries: Any, choices: Any, uniform_ste
     A uniform_step above 0 is the 8-bit grid's, whose boundaries are its multiples.
     """
     n, dim = y.shape
-    counts = np.empty(dim, np.int32)  # as wide as a coordinate, so that both fill a vector alike
+    width, inner = codes.shape[1], boundaries.shape[1]
+    flat_y, flat_boundaries, flat_codes = (
+        y.reshape(y.size),
+        boundaries.reshape(boundaries.size),
+        codes.reshape(codes.size),
+    )
     for r in range(n):
         row, out = y[r], codes[r]
-        out[:] = 0
+        out[dim:] = 0
         if norms[r] == 0.0:
-            continue
-        if uniform_step > 0.0:
+            out[:] = 0
+        elif uniform_step > 0.0:
             for j in range(dim):
                 code = np.floor(np.float64(row[j]) / uniform_step) + 128.0
                 out[j] = np.uint8(min(max(code, 0.0), 255.0))
         else:
-            counts[:] = 0
-            for boundary in boundaries[choices[r]]:
+            first = choices[r] * inner
+            if dim >= QUANTISED:
+                for j in range(0, dim, QUANTISED):
+                    at = min(j, dim - QUANTISED)  # the last ones end with the row
+                    _count_boundaries(flat_y, r * dim + at, flat_boundaries, first, inner, flat_codes, r * width + at)
+            else:
                 for j in range(dim):
-                    counts[j] += np.int32(row[j] >= boundary)
-            for j in range(dim):
-                out[j] = np.uint8(counts[j])
+                    count = 0
+                    for boundary in boundaries[choices[r]]:
+                        count += row[j] >= boundary
+                    out[j] = np.uint8(count)
 
 
 @kernel
@@ -152,14 +165,16 @@ def scale_rows(
     """Write the scales of kind "mse": s = r sqrt(dim) / <y, z>, or r / sqrt(dim)."""
     n, dim = y.shape
     root = np.sqrt(np.float64(dim))
+    values = levels.astype(np.float64) + offset
     for r in range(n):
         if norms[r] == 0.0:
             scales[r] = 0.0
             continue
         factor = 1.0
         if unbiased:
+            row, row_codes = y[r], codes[r]
             for j in range(dim):
-                scratch[j] = np.float64(y[r, j]) * (np.float64(levels[codes[r, j]]) + offset)
+                scratch[j] = np.float64(row[j]) * values[np.uint64(row_codes[j])]
             factor = np.float64(dim) / (fold(scratch, dim) * step)
         scales[r] = np.float32(norms[r] / root * factor)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from tqindex.checks import check_nonzero, check_norms
+from tqindex.checks import check_finite, check_nonzero, check_norms
 from tqindex.codec import Codec
 from tqindex.codec.rotation import HadamardRotation, MatrixProjection
 from tqindex.kernels.encode import (
@@ -31,12 +31,12 @@ _FEW_ROWS = 4
 def encode_rows(
     codec: Codec, rows: Float32Array, metric: str, out: EncodedRows, threads: int, first_row: int = 0
 ) -> None:
-    """Encode rows, checked float32 (n, dim), into `out`; equal to `codec.encode` for any number of threads.
+    """Encode rows, float32 (n, dim), into `out`; equal to `codec.encode` for any number of threads.
 
     Raises
     ------
     VectorError
-        A zero vector under "cosine", or a norm above 2**60; the message counts rows from `first_row`.
+        NaN or inf, a zero vector under "cosine", or a norm above 2**60; the message counts rows from `first_row`.
     """
     n = len(rows)
     lengths, norms = np.ones(n), np.empty(n)
@@ -49,6 +49,8 @@ def encode_rows(
         _encode_block(codec, metric, work, norms[block], out[block])
 
     run_parallel(blocks, threads, encode_block)
+    if not np.isfinite(norms).all():  # then some coordinate is not: squares of float32 do not overflow float64
+        check_finite(rows, "vectors", first_row)
     check_nonzero(lengths, "vectors", first_row)
     check_norms(norms, "vectors", first_row)
 

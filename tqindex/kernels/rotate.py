@@ -11,7 +11,7 @@ from tqindex.kernels.compile import inner_kernel, kernel
 from tqindex.kernels.simd_rotate import LANES, butterfly2, butterfly4, move_scaled, transpose_square
 
 #: Coordinates of a transform that are taken through all their steps while they are in the first cache.
-_CACHED = 256
+_CACHED = 128
 # Numba's types give intrinsics the arguments of their code generators.
 _butterfly2: Any = butterfly2
 _butterfly4: Any = butterfly4
@@ -24,7 +24,7 @@ def rotate_rows(rows: Any, permutations: Any, signs: Any, work: Any, spare: Any)
     """Rotate rows, float32 (n, dim), in place; `HadamardRotation.apply`. work, spare: float32 (dim * LANES,)."""
     n, dim = rows.shape
     width = signs.shape[2]
-    start = dim - width
+    start, cached = dim - width, min(width, _CACHED)
     flat = rows.reshape(rows.size)
     for first in range(0, n, LANES):
         count = min(LANES, n - first)
@@ -35,13 +35,19 @@ def rotate_rows(rows: Any, permutations: Any, signs: Any, work: Any, spare: Any)
             for j in range(squares, dim):
                 work[j * LANES + lane] = rows[first + lane, j]
         for turn in range(permutations.shape[0]):
-            for j in range(dim):
-                sign = signs[turn, 0, j] if j < width else np.float32(1)
-                _move_scaled(spare, j, work, permutations[turn, j], sign)
-            walsh_hadamard(spare, 0, width)
-            for j in range(width):
-                _move_scaled(spare, start + j, spare, start + j, signs[turn, 1, j])
-            walsh_hadamard(spare, start, width)
+            # Every block goes through its first steps while it is in the first cache.
+            for block in range(0, width, cached):
+                for j in range(block, block + cached):
+                    _move_scaled(spare, j, work, permutations[turn, j], signs[turn, 0, j])
+                walsh_hadamard(spare, block, cached, 1)
+            for j in range(width, dim):
+                _move_scaled(spare, j, work, permutations[turn, j], np.float32(1))
+            walsh_hadamard(spare, 0, width, cached)
+            for block in range(0, width, cached):
+                for j in range(block, block + cached):
+                    _move_scaled(spare, start + j, spare, start + j, signs[turn, 1, j])
+                walsh_hadamard(spare, start + block, cached, 1)
+            walsh_hadamard(spare, start, width, cached)
             work, spare = spare, work
         for j in range(0, squares, LANES):
             _transpose_square(work, j * LANES, LANES, flat, first * dim + j, dim)
@@ -84,27 +90,18 @@ def _transform(x: Any, square: Any) -> None:
     for first in range(0, width, square.shape[0]):
         # Neighbours share a vector: transposed, their distances are those of vectors.
         _transpose_square(x, first, LANES, square, 0, LANES)
-        walsh_hadamard(square, 0, LANES)
+        walsh_hadamard(square, 0, LANES, 1)
         _transpose_square(square, 0, LANES, x, first, LANES)
-    walsh_hadamard(x, 0, width // LANES)
+    walsh_hadamard(x, 0, width // LANES, 1)
 
 
 @inner_kernel
-def walsh_hadamard(x: Any, first: int, width: int) -> None:
-    """Unscaled transforms, in place, of coordinates first..first + width, width a power of two: distance 1, 2, 4, ...
+def walsh_hadamard(x: Any, first: int, width: int, distance: int) -> None:
+    """Unscaled transforms, in place, of coordinates first..first + width: distance, 2 distance, ..., width / 2.
 
-    x: float32, flat, LANES per coordinate. Two distances are taken in one pass; each sum is the same as in two.
+    x: float32, flat, LANES per coordinate; width: a power of two. Two distances are taken in one pass; each sum is the
+    same as in two.
     """
-    cached = min(width, _CACHED)
-    for block in range(first, first + width, cached):
-        walsh_hadamard_steps(x, block, cached, 1)
-    if cached < width:
-        walsh_hadamard_steps(x, first, width, cached)
-
-
-@inner_kernel
-def walsh_hadamard_steps(x: Any, first: int, width: int, distance: int) -> None:
-    """The steps of `walsh_hadamard` from `distance` on."""
     while 2 * distance < width:
         for start in range(first, first + width, 4 * distance):
             for i in range(start, start + distance):
