@@ -24,7 +24,6 @@ from tqindex.kernels.compile import cache_folder
 from tqindex.kernels.cpu import simd_level
 from tqindex.kernels.encoder import encode_rows
 from tqindex.kernels.queries import encode_queries
-from tqindex.kernels.rows import EncodedRows
 from tqindex.kernels.threads import available_threads, check_threads
 
 if TYPE_CHECKING:
@@ -185,9 +184,9 @@ class Index:
             step = max(1, _BLOCK_BYTES // (4 * self.dim))
             for start in range(0, n, step):
                 block = as_rows(source[start : start + step], self.dim, first_row=start, finite=False)
-                encoded = EncodedRows.allocate(self.codec, self.metric, len(block))
-                encode_rows(self.codec, block, self.metric, encoded, workers, start)
-                draft.append(encoded, None if given is None else given[start : start + step])
+                block_ids = None if given is None else given[start : start + step]
+                for part, stored, at in draft.reserve(len(block), block_ids):
+                    encode_rows(self.codec, block[part], self.metric, stored, workers, start + part.start, at)
                 if progress is not None:
                     progress(start + len(block))
             self._commit(draft)

@@ -1,5 +1,6 @@
 """The rows of an index: immutable segments and one growing tail."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tqindex.codec import Codec
-from tqindex.kernels.rows import EncodedRows, StoredRows
+from tqindex.kernels.rows import StoredRows
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -70,7 +71,7 @@ def segment_capacity(codec: Codec, metric: str) -> int:
 
 @dataclass
 class RowSet:
-    """A state of the index's rows. `append` on a `draft` leaves the state it was drafted from as it is.
+    """A state of the index's rows. `reserve` on a `draft` leaves the state it was drafted from as it is.
 
     Attributes
     ----------
@@ -97,18 +98,21 @@ class RowSet:
     def __len__(self) -> int:
         return sum(segment.n for segment in self.all_segments())
 
-    def append(self, rows: EncodedRows, ids: Int64Array | None) -> None:
-        """Append rows with caller ids, int64 (n,), or generated ones."""
-        start, n = 0, len(rows)
-        capacity = segment_capacity(self.codec, self.metric)
+    def reserve(self, n: int, ids: Int64Array | None) -> Iterator[tuple[slice, StoredRows, int]]:
+        """Make room for n more rows, with caller ids, int64 (n,), or generated ones.
+
+        Yields which of the n rows go where: to the stored rows, from the given one on. They are to be written before
+        the next step.
+        """
+        start, capacity = 0, segment_capacity(self.codec, self.metric)
         while start < n:
             used = self.tail.n if self.tail is not None else 0
             stop = min(n, start + capacity - used)
-            part_ids = None if ids is None else ids[start:stop]
-            self._append_to_tail(rows[start:stop], part_ids, capacity)
+            tail = self._extend_tail(stop - start, None if ids is None else ids[start:stop], capacity)
             self.next_id = max(self.next_id, (self.next_id + stop - start) if ids is None else int(ids.max()) + 1)
+            yield slice(start, stop), tail.rows, used
             start = stop
-            if self.tail is not None and self.tail.n == capacity:
+            if tail.n == capacity:
                 self.seal_tail()
 
     def seal_tail(self) -> None:
@@ -117,8 +121,7 @@ class RowSet:
             self.segments.append(self.tail)
             self.tail = None
 
-    def _append_to_tail(self, rows: EncodedRows, ids: Int64Array | None, capacity: int) -> None:
-        n = len(rows)
+    def _extend_tail(self, n: int, ids: Int64Array | None, capacity: int) -> Segment:
         tail = self.tail
         if tail is None:
             first_id = self.next_id if ids is None else 0
@@ -126,13 +129,13 @@ class RowSet:
         total = tail.n + n
         if total > len(tail.rows):
             tail = self._grow(tail, min(max(2 * len(tail.rows), total, _FIRST_CAPACITY), capacity))
-        tail.rows.write(tail.n, rows)
         follows = ids is None and not tail.ids.size and tail.first_id + tail.n == self.next_id
         if not follows:
             tail = self._with_ids(tail)
             given = np.arange(self.next_id, self.next_id + n, dtype=np.int64) if ids is None else ids
             tail.ids[tail.n : total] = given
         self.tail = replace(tail, n=total)
+        return self.tail
 
     def _grow(self, tail: Segment, capacity: int) -> Segment:
         capacity = -(-capacity // ROW_MULTIPLE) * ROW_MULTIPLE

@@ -17,7 +17,7 @@ from tqindex.kernels.encode import (
     subtract_levels,
 )
 from tqindex.kernels.rotate import project_rows, rotate_row, rotate_rows
-from tqindex.kernels.rows import EncodedRows, has_offsets
+from tqindex.kernels.rows import EncodedRows, StoredRows, has_offsets
 from tqindex.kernels.simd_rotate import LANES
 from tqindex.kernels.threads import run_parallel
 
@@ -29,9 +29,15 @@ _FEW_ROWS = 4
 
 
 def encode_rows(
-    codec: Codec, rows: Float32Array, metric: str, out: EncodedRows, threads: int, first_row: int = 0
+    codec: Codec,
+    rows: Float32Array,
+    metric: str,
+    out: EncodedRows | StoredRows,
+    threads: int,
+    first_row: int = 0,
+    at: int = 0,
 ) -> None:
-    """Encode rows, float32 (n, dim), into `out`; equal to `codec.encode` for any number of threads.
+    """Encode rows, float32 (n, dim), into `out` from row `at` on; equal to `codec.encode` for any number of threads.
 
     Raises
     ------
@@ -46,7 +52,9 @@ def encode_rows(
         work = rows[block].copy()
         if metric == "cosine":
             normalise_rows(work, lengths[block], np.empty(codec.dim))
-        _encode_block(codec, metric, work, norms[block], out[block])
+        encoded = EncodedRows.allocate(codec, metric, len(work))
+        _encode_block(codec, metric, work, norms[block], encoded)
+        out.write(at + block.start, encoded)
 
     run_parallel(blocks, threads, encode_block)
     if not np.isfinite(norms).all():  # then some coordinate is not: squares of float32 do not overflow float64

@@ -23,8 +23,6 @@ _transpose_square: Any = transpose_square
 def rotate_rows(rows: Any, permutations: Any, signs: Any, work: Any, spare: Any) -> None:
     """Rotate rows, float32 (n, dim), in place; `HadamardRotation.apply`. work, spare: float32 (dim * LANES,)."""
     n, dim = rows.shape
-    width = signs.shape[2]
-    start, cached = dim - width, min(width, _CACHED)
     flat = rows.reshape(rows.size)
     for first in range(0, n, LANES):
         count = min(LANES, n - first)
@@ -35,25 +33,35 @@ def rotate_rows(rows: Any, permutations: Any, signs: Any, work: Any, spare: Any)
             for j in range(squares, dim):
                 work[j * LANES + lane] = rows[first + lane, j]
         for turn in range(permutations.shape[0]):
-            # Every block goes through its first steps while it is in the first cache.
-            for block in range(0, width, cached):
-                for j in range(block, block + cached):
-                    _move_scaled(spare, j, work, permutations[turn, j], signs[turn, 0, j])
-                walsh_hadamard(spare, block, cached, 1)
-            for j in range(width, dim):
-                _move_scaled(spare, j, work, permutations[turn, j], np.float32(1))
-            walsh_hadamard(spare, 0, width, cached)
-            for block in range(0, width, cached):
-                for j in range(block, block + cached):
-                    _move_scaled(spare, start + j, spare, start + j, signs[turn, 1, j])
-                walsh_hadamard(spare, start + block, cached, 1)
-            walsh_hadamard(spare, start, width, cached)
+            _rotate_lanes(work, spare, permutations[turn], signs[turn], dim)
             work, spare = spare, work
         for j in range(0, squares, LANES):
             _transpose_square(work, j * LANES, LANES, flat, first * dim + j, dim)
         for lane in range(count):
             for j in range(squares, dim):
                 rows[first + lane, j] = work[j * LANES + lane]
+
+
+@inner_kernel
+def _rotate_lanes(source: Any, target: Any, permutation: Any, signs: Any, dim: int) -> None:
+    """One round, from source to target, LANES rows at a time.
+
+    Every block of coordinates goes through its first steps while it is in the first cache.
+    """
+    width = signs.shape[1]
+    start, cached = dim - width, min(width, _CACHED)
+    for block in range(0, width, cached):
+        for j in range(block, block + cached):
+            _move_scaled(target, j, source, permutation[j], signs[0, j])
+        walsh_hadamard(target, block, cached, 1)
+    for j in range(width, dim):
+        _move_scaled(target, j, source, permutation[j], np.float32(1))
+    walsh_hadamard(target, 0, width, cached)
+    for block in range(0, width, cached):
+        for j in range(block, block + cached):
+            _move_scaled(target, start + j, target, start + j, signs[1, j])
+        walsh_hadamard(target, start + block, cached, 1)
+    walsh_hadamard(target, start, width, cached)
 
 
 @kernel

@@ -39,8 +39,10 @@ class EncodedRows:
     def __len__(self) -> int:
         return len(self.planes)
 
-    def __getitem__(self, rows: slice) -> "EncodedRows":
-        return EncodedRows(self.planes[rows], self.scales[rows], self.sketch_scales[rows], self.offsets[rows])
+    def write(self, start: int, rows: "EncodedRows") -> None:
+        """Copy rows from row `start` on."""
+        self.planes[start : start + len(rows)] = rows.planes
+        _write_sides(self, start, rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +83,7 @@ class StoredRows:
     def write(self, start: int, rows: EncodedRows) -> None:
         """Store encoded rows from row `start` on."""
         store_rows(rows.planes, row_places(self.lead.shape[2] // BLOCK), self.lead, self.rest, start)
-        stop = start + len(rows)
-        for name in ("scales", "sketch_scales", "offsets"):
-            getattr(self, name)[start:stop] = getattr(rows, name)
+        _write_sides(self, start, rows)
 
     def read(self, rows: npt.NDArray[np.int64]) -> EncodedRows:
         """Return some rows in the encoder's form."""
@@ -120,3 +120,8 @@ def _sides(codec: Codec, metric: str, n: int) -> tuple[Float32Array, Float32Arra
     """Zeroed scales, sketch scales and offsets."""
     sketch, offset = codec.kind == "prod", has_offsets(codec, metric)
     return np.zeros(n, np.float32), np.zeros(n * sketch, np.float32), np.zeros(n * offset, np.float32)
+
+
+def _write_sides(target: EncodedRows | StoredRows, start: int, rows: EncodedRows) -> None:
+    for name in ("scales", "sketch_scales", "offsets"):
+        getattr(target, name)[start : start + len(rows)] = getattr(rows, name)

@@ -20,17 +20,19 @@ from tqindex.kernels.product import (
     expand_tile,
     multiply_tile,
 )
-from tqindex.kernels.simd_rows import STRIP, make_score_strip
+from tqindex.kernels.simd_rows import STRIP, lowest_bit, make_score_strip
 
 #: Marks an empty place among the best.
 NO_ID = np.iinfo(np.int64).max
 #: Rows of `sides`, float32 (6, columns); the last two hold int32.
 STEPS, BIASES, THRESHOLDS, SKETCH_STEPS, SHIFTS, SKETCH_SHIFTS = range(6)
 _score_strip, _score_strip_with_sketch = make_score_strip(False), make_score_strip(True)
+# Numba's types give intrinsics the arguments of their code generators.
+_lowest_bit: Any = lowest_bit
 
 
 @inner_kernel
-def push(scores: Any, ids: Any, q: int, score: float, row_id: int) -> None:
+def push(scores: Any, ids: Any, q: Any, score: float, row_id: int) -> None:
     """Replace the worst of query q's k best, kept as a heap with the worst (lowest score, then largest id) on top."""
     k = scores.shape[1]
     place = 0
@@ -139,9 +141,11 @@ def keep_reached(
     reached: int, first: int, scores: Any, row_id: int, best_scores: Any, best_ids: Any, thresholds: Any
 ) -> None:
     """Push one row for the queries, from `first` on, whose bit is set in `reached`."""
-    for lane in range(STRIP):
-        if (reached >> lane) & 1:
-            q = first + lane
-            if is_better(scores[lane], row_id, best_scores[q, 0], best_ids[q, 0]):
-                push(best_scores, best_ids, q, scores[lane], row_id)
-                thresholds[q] = best_scores[q, 0]
+    left = np.uint32(reached)
+    while left != 0:
+        lane = np.int64(_lowest_bit(left))
+        left &= left - np.uint32(1)
+        q = first + lane
+        if is_better(scores[lane], row_id, best_scores[q, 0], best_ids[q, 0]):
+            push(best_scores, best_ids, q, scores[lane], row_id)
+            thresholds[q] = best_scores[q, 0]

@@ -19,8 +19,8 @@ def count_boundaries(
 ) -> Any:
     """Count the boundaries <= y for QUANTISED coordinates.
 
-    count_boundaries(y, at, boundaries, first, count, codes, out_at): y f32, from element `at` on; `count` boundaries f32
-    from `first` on; codes u8, written from `out_at` on.
+    count_boundaries(y, at, boundaries, first, count, codes, out_at): y f32, from element `at` on; boundaries f32,
+    `count` of them from `first` on; codes u8, written from `out_at` on.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -153,6 +153,16 @@ def make_dot_row(dot4: Callable[..., Any], shuffle: Callable[..., Any]) -> Any:
 # --- scores ---------------------------------------------------------------------------------------------------------
 
 
+@intrinsic
+def lowest_bit(typing_context: Any, bits: Any) -> Any:
+    """Return the place of the lowest set bit of a u32 other than 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return call(builder, "llvm.cttz.i32", INT, [arguments[0], BIT(1)])
+
+    return types.uint32(types.uint32), codegen
+
+
 #: Queries that `score_strip` scores at once.
 STRIP = 32
 
