@@ -8,13 +8,13 @@ from numba import types
 from numba.extending import intrinsic
 
 from tqindex.kernels.simd import (
-    BIT,
     BYTE,
     BYTES,
     FLOATS,
     INT,
     INTS,
     LONG,
+    Operations,
     address,
     call,
     cgutils,
@@ -25,7 +25,7 @@ from tqindex.kernels.simd import (
 
 
 def _for_levels(
-    builder: Any, row: Any, width: Any, bits: Any, entries: Any, shuffle: Callable[..., Any], use: Callable[..., None]
+    builder: Any, row: Any, width: Any, bits: Any, entries: Any, operations: Operations, use: Callable[..., None]
 ) -> None:
     """Emit a loop over a row's planes that calls use(levels, i) for the 64 coordinates of bytes i..i + 8."""
     last = builder.sub(width, LONG(8))
@@ -39,13 +39,13 @@ def _for_levels(
             for plane in range(count):
                 index = builder.add(builder.mul(width, LONG(plane)), start)
                 word = load(builder, builder.bitcast(builder.gep(row, [index]), LONG.as_pointer()))
-                mask = builder.bitcast(builder.lshr(word, shift), ir.VectorType(BIT, 64))
+                mask = operations.spread(builder, builder.lshr(word, shift))
                 heavier = builder.add(codes, constant(BYTES, 1 << (count - 1 - plane)))
                 codes = builder.select(mask, heavier, codes)
-            use(codes if count == 8 else shuffle(builder, entries, codes), i)
+            use(codes if count == 8 else operations.shuffle(builder, entries, codes), i)
 
 
-def make_expand_row(shuffle: Callable[..., Any]) -> Any:
+def make_expand_row(operations: Operations) -> Any:
     """Return an operation that turns one row's planes into bytes, 64 coordinates at a time.
 
     expand_row(planes, at, width, bits, table, levels, out_at): planes u8, `bits` planes of `width` >= 8 bytes from
@@ -67,7 +67,7 @@ def make_expand_row(shuffle: Callable[..., Any]) -> Any:
                 index = builder.add(v_out_at, builder.mul(i, LONG(8)))
                 builder.store(levels, address(context, builder, t_levels, v_levels, index, BYTES)).align = 1
 
-            _for_levels(builder, row, v_width, v_bits, entries, shuffle, write)
+            _for_levels(builder, row, v_width, v_bits, entries, operations, write)
             return context.get_dummy_value()
 
         index = types.intp
@@ -79,7 +79,7 @@ def make_expand_row(shuffle: Callable[..., Any]) -> Any:
 # --- scores ---------------------------------------------------------------------------------------------------------
 
 
-def make_dot_row(dot4: Callable[..., Any], shuffle: Callable[..., Any]) -> Any:
+def make_dot_row(operations: Operations) -> Any:
     """Return an operation that multiplies one row's levels with one query, straight from the planes.
 
     dot_row(planes, at, width, bits, table, query) -> i32; planes and table as `make_expand_row`, query i8 (depth,).
@@ -96,11 +96,11 @@ def make_dot_row(dot4: Callable[..., Any], shuffle: Callable[..., Any]) -> Any:
             def add(levels: Any, i: Any) -> None:
                 index = builder.mul(i, LONG(8))
                 part = load(builder, address(context, builder, t_query, v_query, index, BYTES))
-                builder.store(dot4(builder, builder.load(total), levels, part), total)
+                builder.store(operations.dot4(builder, builder.load(total), levels, part), total)
 
             entries = load(builder, address(context, builder, signature.args[4], v_table, LONG(0), BYTES))
             row = address(context, builder, signature.args[0], v_planes, v_at, BYTE)
-            _for_levels(builder, row, v_width, v_bits, entries, shuffle, add)
+            _for_levels(builder, row, v_width, v_bits, entries, operations, add)
             return call(builder, "llvm.vector.reduce.add.v16i32", INT, [builder.load(total)])
 
         index = types.intp
