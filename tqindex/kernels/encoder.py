@@ -23,6 +23,8 @@ from tqindex.kernels.threads import run_parallel
 Float32Array = npt.NDArray[np.float32]
 #: Rows that one task encodes: small enough to stay in cache, many enough to outweigh the calls.
 BLOCK_ROWS = 256
+#: Multiply-adds of one task by a matrix, some tens of milliseconds, since Ctrl-C waits for it.
+_MATRIX_WORK = 2**27
 
 
 def encode_rows(
@@ -37,7 +39,6 @@ def encode_rows(
     """
     n = len(rows)
     lengths, norms = np.ones(n), np.empty(n)
-    blocks = [slice(start, min(start + BLOCK_ROWS, n)) for start in range(0, n, BLOCK_ROWS)]
 
     def encode_block(_: int, block: slice) -> None:
         work = rows[block].copy()
@@ -45,7 +46,7 @@ def encode_rows(
             normalise_rows(work, lengths[block], np.empty(codec.dim))
         _encode_block(codec, metric, work, norms[block], out[block])
 
-    run_parallel(blocks, threads, encode_block)
+    run_parallel(_blocks(n, codec.rotate, codec.sketch_projection), threads, encode_block)
     check_nonzero(lengths, "vectors", first_row)
     check_norms(norms, "vectors", first_row)
 
@@ -76,10 +77,18 @@ def _encode_block(
     pack_rows(codes, codec.bits, out.planes)
 
 
+def _blocks(n: int, *projections: HadamardRotation | MatrixProjection | None) -> list[slice]:
+    """Cut n rows into what one task takes through the projections."""
+    work = sum(projection.columns.size for projection in projections if isinstance(projection, MatrixProjection))
+    step = min(BLOCK_ROWS, max(1, _MATRIX_WORK // work)) if work else BLOCK_ROWS
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+
 def project_copy(projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> Float32Array:
     """Return the projected rows; equal to `projection.apply`."""
     projected = rows.copy()
-    _project(projection, projected)
+    for block in _blocks(len(rows), projection):
+        _project(projection, projected[block])
     return projected
 
 
