@@ -50,6 +50,19 @@ def test_no_folder_is_said_and_survived(fresh_cache: Any, tmp_path: Path, caplog
     assert "compiled kernels are not kept" in caplog.text
 
 
+WARM = """
+import sys
+from tqindex.cli.warmup import compile_kernels
+compile_kernels()
+print("numba.np.linalg" in sys.modules)
+"""
+
+
+def test_kept_kernels_run_without_what_compiling_needs(run_python: Any) -> None:
+    run_python("-c", WARM)
+    assert run_python("-c", WARM) == "False\n"
+
+
 # Prints what is logged, what a kernel gives for two types, and how often it was found.
 KERNEL = """
 import logging, sys

@@ -21,6 +21,7 @@ from typing import Any, TypeVar, cast
 import llvmlite
 import numba
 from numba.core.compiler import CompileResult
+from numba.core.runtime import nrt
 from numba.core.serialize import dumps
 
 from tqindex.kernels.cpu import simd_level
@@ -28,6 +29,7 @@ from tqindex.kernels.cpu import simd_level
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _CompileResult: Any = CompileResult  # untyped in Numba
 _dumps: Any = dumps
+_rtsys: Any = nrt.rtsys
 _log = logging.getLogger("tqindex")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -93,7 +95,8 @@ class _KernelCache:
 
     def load_overload(self, signature: Any, context: Any) -> Any:
         """Return what was saved, None where there is nothing or nothing that can be used."""
-        context.refresh()  # names that the pickle refers to
+        # What machine code needs; Numba's context.refresh() would load what compiling needs, for some 0.2 s.
+        _rtsys.initialize(context)
         path = self._path(signature, context.codegen())
         try:
             content = path.read_bytes()
