@@ -23,6 +23,7 @@ _K = 10
 #: Label, codec parameters, widths.
 _CODECS: tuple[tuple[str, dict[str, Any], tuple[int, ...]], ...] = (
     ("mse", {"kind": "mse"}, (1, 2, 3, 4, 8)),
+    ("mse, effort search", {"kind": "mse", "effort": "search"}, (2, 3, 4)),
     ("mse, paper's scale", {"kind": "mse", "scale": "paper"}, (2, 3, 4)),
     ("prod, orthogonal sketch", {"kind": "prod", "sketch": "orthogonal"}, (2, 3, 4)),
     ("prod, Gaussian sketch (paper)", {"kind": "prod", "sketch": "gaussian"}, (2, 3, 4)),

@@ -79,6 +79,21 @@ def test_build_equals_the_library(tmp_path, cli, ann):
     np.testing.assert_array_equal(loaded.search(queries, 9).scores, index.search(queries, 9).scores)
 
 
+def test_effort(tmp_path, cli, ann):
+    base, _ = base_of(ann)
+    code, out, err = cli("build", ann, "--effort", "search", "--center", "none")
+    assert (code, err) == (0, "")
+    assert "metric cosine, mse 4 bits, effort search, not centred\n" in out
+    assert "mse 4 bits, effort search, not centred\n" in cli("info", tmp_path / "words.tq")[1]
+    assert json.loads(cli("info", tmp_path / "words.tq", "--json")[1])["effort"] == "search"
+    loaded, index = tq.load(tmp_path / "words.tq"), tq.Index(16, effort="search")
+    assert loaded.codec == index.codec
+    index.add(base)
+    np.testing.assert_array_equal(loaded.reconstruct(range(300)), index.reconstruct(range(300)))
+    assert not np.array_equal(loaded.reconstruct(range(300)), tq.Index(16).codec.decode(tq.Codec(16).encode(base)))
+    assert "mse 4 bits, centred" in cli("build", ann, "--force")[1]
+
+
 @pytest.mark.parametrize(("distance", "metric"), [("angular", "cosine"), ("euclidean", "l2"), ("dot", "ip")])
 def test_the_files_metric_is_taken_and_overridden(tmp_path, cli, write_ann, distance, metric):
     ann = write_ann(tmp_path / "a.h5", distance=distance)

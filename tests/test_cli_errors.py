@@ -96,6 +96,8 @@ CASES = [
     ("build good.h5 -o new --sketch x", "sketch must be one of orthogonal, gaussian; got 'x'"),
     ("build good.h5 -o new --scale x", "scale must be one of unbiased, paper; got 'x'"),
     ("build good.h5 -o new --rotation x", "rotation must be one of hadamard, dense; got 'x'"),
+    ("build good.h5 -o new --effort most", "effort must be one of plain, search; got 'most'"),
+    ("build good.h5 -o new --effort search --bits 8", "effort 'search' must go with bits 2, 3 or 4"),
     ("build good.h5 -o new --seed -1", "seed must be from 0 to 9223372036854775807, got -1"),
     ("build good.h5 -o new --seed 9223372036854775808", "seed must be from 0 to 9223372036854775807, got 922"),
     ("build good.h5 -o new --seed x", "Invalid value for '--seed': 'x' is not a valid integer."),

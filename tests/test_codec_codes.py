@@ -133,7 +133,15 @@ def test_config_keeps_the_centre_exactly() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"dim": 10}, {"bits": 3}, {"kind": "prod"}, {"scale": "paper"}, {"rotation": "hadamard"}, {"seed": 1}],
+    [
+        {"dim": 10},
+        {"bits": 3},
+        {"kind": "prod"},
+        {"scale": "paper"},
+        {"rotation": "hadamard"},
+        {"seed": 1},
+        {"effort": "search"},
+    ],
     ids=str,
 )
 def test_codecs_that_differ_are_unequal(change: Any) -> None:
@@ -187,6 +195,8 @@ def test_numpy_integers_are_integers() -> None:
         ({"sketch": "none"}, "sketch must be one of orthogonal, gaussian; got 'none'"),
         ({"scale": 1.0}, "scale must be one of unbiased, paper; got 1.0"),
         ({"rotation": "fft"}, "rotation must be one of hadamard, dense; got 'fft'"),
+        ({"effort": "most"}, "effort must be one of plain, search; got 'most'"),
+        ({"effort": True}, "effort must be one of plain, search; got True"),
         ({"seed": -1}, "seed must be from 0 to 9223372036854775807, got -1"),
         ({"seed": 2**63}, "seed must be from 0 to"),
         ({"center": np.ones(7)}, "center must have shape (8,)"),

@@ -196,6 +196,20 @@ def test_the_other_widths_are_unbiased_too(dim: int, bits: int) -> None:
     check_unbiased(dim, "mse", "ip", False, bits, *(SMALL | LARGE)[dim])
 
 
+SEARCHED = [(codec, bits) for codec, widths in (("mse", (2, 3, 4)), ("orthogonal", (3, 4))) for bits in widths]
+
+
+SEARCHED_CASES = [(dim, metric, *case) for dim, metric in ((8, "ip"), (64, "cosine"), (100, "l2")) for case in SEARCHED]
+
+
+@pytest.mark.parametrize(("dim", "metric", "codec", "bits"), [*SEARCHED_CASES, (1032, "ip", "mse", 4)])
+def test_scores_are_unbiased_with_search(dim: int, metric: str, codec: str, bits: int) -> None:
+    seeds, rotation = (SMALL | LARGE)[dim]
+    config = config_of(dim, bits, codec, rotation, centred=metric == "l2")
+    errors = relative_errors(Codec(**config, effort="search"), metric, seeds)
+    assert is_unbiased(errors).all(), deviations(errors)
+
+
 @pytest.mark.parametrize("dim", [8, 64, 100])
 def test_the_papers_prod_is_unbiased(dim: int) -> None:
     seeds, rotation = SMALL[dim]
@@ -203,9 +217,12 @@ def test_the_papers_prod_is_unbiased(dim: int) -> None:
     assert is_unbiased(errors).all(), deviations(errors)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
-@pytest.mark.parametrize("codec", ["mse", "orthogonal", "gaussian"])
-def test_scores_are_unbiased_on_many_vectors(codec: str, bits: int) -> None:
+@pytest.mark.parametrize(
+    ("codec", "bits", "effort"),
+    [(codec, bits, "plain") for codec in SMALL_CODECS for bits in (2, 3, 4)]
+    + [("mse", bits, "search") for bits in (2, 3, 4)],
+)
+def test_scores_are_unbiased_on_many_vectors(codec: str, bits: int, effort: Any) -> None:
     # A hundred pairs per seed show a bias ten times smaller: 1 % of the sketch's share at 2 bits.
     rng, seeds, dim = np.random.default_rng(4), 100, 64
     u, across = rng.standard_normal((2, 100, dim))
@@ -214,7 +231,7 @@ def test_scores_are_unbiased_on_many_vectors(codec: str, bits: int) -> None:
     q = COSINE * u + np.sqrt(1.0 - COSINE**2) * across / np.linalg.norm(across, axis=1, keepdims=True)
     means = []
     for seed in range(seeds):
-        estimator = Codec(**config_of(dim, bits, codec, "hadamard"), seed=seed)
+        estimator = Codec(**config_of(dim, bits, codec, "hadamard"), seed=seed, effort=effort)
         means.append(float(np.diagonal(estimator.inner_product(q, estimator.encode(u))).mean()) - COSINE)
     error = float(np.std(means)) / np.sqrt(seeds)
     assert SIGMAS * error <= 0.004
@@ -234,6 +251,14 @@ def test_many_seeds_in_one_call_are_codecs_one_by_one(codec: str, rotation: str,
 @pytest.mark.parametrize(("dim", "codec", "metric", "centred"), NIGHTLY_CASES)
 def test_scores_are_unbiased_in_large_dimensions(dim: int, codec: str, metric: str, centred: bool, bits: int) -> None:
     check_unbiased(dim, codec, metric, centred, bits, 400, "hadamard")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("codec", "bits"), SEARCHED)
+@pytest.mark.parametrize("dim", LARGE)
+def test_scores_are_unbiased_with_search_in_large_dimensions(dim: int, codec: str, bits: int) -> None:
+    errors = relative_errors(Codec(**config_of(dim, bits, codec, "hadamard"), effort="search"), "ip", 400)
+    assert is_unbiased(errors).all(), deviations(errors)
 
 
 @pytest.mark.nightly

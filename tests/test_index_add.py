@@ -353,6 +353,7 @@ def test_a_codec_object_is_taken_as_it_is(gaussian_rows: Any) -> None:
     for other in (
         {"bits": 2},
         {"seed": 5},
+        {"effort": "search"},
         {"scale": "paper"},
         {"rotation": "dense"},
         {"sketch": "gaussian"},

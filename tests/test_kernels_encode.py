@@ -28,6 +28,8 @@ CODECS: list[dict[str, Any]] = [
         for k in ("orthogonal", "gaussian")
         for s in ("unbiased", "paper")
     ),
+    *({"bits": bits, "kind": "mse", "scale": "unbiased", "effort": "search"} for bits in (2, 3, 4)),
+    *({"bits": bits, "kind": "prod", "scale": "unbiased", "effort": "search"} for bits in (3, 4)),
 ]
 
 
@@ -97,7 +99,7 @@ def test_encode_rows_equals_the_codec_at_1536(config: Any, metric: str) -> None:
     assert_same(encode_with_kernels(codec, rows, metric), codec.encode(rows, metric), codec)
 
 
-@pytest.mark.parametrize("config", [CODECS[6], CODECS[12]], ids=name_of)
+@pytest.mark.parametrize("config", [CODECS[6], CODECS[12], CODECS[-1]], ids=name_of)
 @pytest.mark.parametrize(("dim", "rotation"), [(7, "hadamard"), (33, "hadamard"), (64, "dense"), (100, "dense")])
 def test_encode_rows_equals_the_codec_under_the_other_rotation(dim: int, rotation: Any, config: Any) -> None:
     codec = Codec(dim, rotation=rotation, **config)
@@ -105,7 +107,7 @@ def test_encode_rows_equals_the_codec_under_the_other_rotation(dim: int, rotatio
     assert_same(encode_with_kernels(codec, rows, "l2"), codec.encode(rows, "l2"), codec)
 
 
-@pytest.mark.parametrize("config", [CODECS[6], CODECS[14]], ids=name_of)
+@pytest.mark.parametrize("config", [CODECS[6], CODECS[14], CODECS[-3]], ids=name_of)
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_leave_no_trace(threads: int, config: Any, gaussian_rows: Any) -> None:
     codec = Codec(33, center=np.full(33, 0.1), **config)
@@ -202,7 +204,8 @@ def test_coordinates_on_a_boundary_take_the_upper_code(bits: int) -> None:
     near = [np.nextafter(book.boundaries, np.float32(side)) for side in (-np.inf, np.inf)]
     y = np.concatenate([book.boundaries, *near, np.array([-20, 20, 0, -0.0], np.float32)])[np.newaxis]
     codes = np.empty((1, 8 * plane_bytes(y.shape[1])), np.uint8)
-    kernels.quantise_rows(y, np.ones(1), book.boundaries, book.step if book.offset else 0.0, codes)
+    choices = np.zeros(1, np.int64)
+    kernels.quantise_rows(y, np.ones(1), book.boundaries[np.newaxis], choices, book.step if book.offset else 0.0, codes)
     expected = np.searchsorted(book.boundaries, y[0], side="right")
     np.testing.assert_array_equal(codes[0, : y.shape[1]], expected)
     assert not codes[0, y.shape[1] :].any()

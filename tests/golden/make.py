@@ -28,6 +28,7 @@ _KINDS = [("mse", "orthogonal", bits) for bits in (1, 2, 3, 4, 8)] + [
     ("prod", sketch, bits) for sketch in ("orthogonal", "gaussian") for bits in (2, 3, 4)
 ]
 _FORMS = [("hadamard", 33), ("hadamard", 64), ("hadamard", 100), ("dense", 7), ("dense", 33), ("dense", 64)]
+_SEARCHED = [("mse", 2), ("mse", 3), ("mse", 4), ("prod", 3), ("prod", 4)]
 #: Metric, and whether there is a centre.
 _SIDES = [("ip", False), ("cosine", True), ("l2", False)]
 
@@ -38,14 +39,18 @@ def cases() -> Iterator[tuple[str, Codec, str]]:
         yield _case(rotation, dim, kind, sketch, bits, metric, centred)
     for kind, bits in (("mse", 2), ("mse", 4), ("mse", 8), ("prod", 3)):
         yield _case("hadamard", 1536, kind, "orthogonal", bits, "cosine", True)
+    for (rotation, dim), (kind, bits) in itertools.product(_FORMS, _SEARCHED):
+        yield _case(rotation, dim, kind, "orthogonal", bits, "cosine", True, "search")
+    yield _case("hadamard", 1536, "mse", "orthogonal", 4, "cosine", True, "search")
 
 
 def _case(
-    rotation: Any, dim: int, kind: Any, sketch: Any, bits: int, metric: str, centred: bool
+    rotation: Any, dim: int, kind: Any, sketch: Any, bits: int, metric: str, centred: bool, effort: Any = "plain"
 ) -> tuple[str, Codec, str]:
     center = RandomStream(9, 9).gaussians(dim) / 8.0 if centred else None
-    codec = Codec(dim, bits, kind, sketch, center=center, rotation=rotation, seed=20_250_428)
+    codec = Codec(dim, bits, kind, sketch, center=center, rotation=rotation, seed=20_250_428, effort=effort)
     name = f"{rotation} d={dim} {kind}{bits} {sketch if kind == 'prod' else ''} {metric} centred={centred}"
+    name += f" {effort}" if effort != "plain" else ""
     return " ".join(name.split()), codec, metric
 
 

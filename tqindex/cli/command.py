@@ -87,6 +87,7 @@ _dataset = click.option("--dataset", help="Which dataset of an HDF5 file holds t
 @click.option("--scale", default="unbiased", show_default=True, help="unbiased, or paper for comparison.")
 @click.option("--rotation", help="hadamard or dense; default: dense below 64 dimensions.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the rotation.")
+@click.option("--effort", default="plain", show_default=True, help="plain; or search: slower, more accurate codes.")
 @_threads
 @_force
 def build_command(

@@ -36,7 +36,8 @@ def print_build(target: Path, vectors: VectorFile, built: Built) -> None:
 def _codec(info: dict[str, Any]) -> str:
     sketch = f" ({info['sketch']} sketch)" if info["sketch"] else ""
     paper = ", paper's scale" if info["scale"] == "paper" else ""
-    return f"{info['codec']}{sketch} {info['bits']} bits{paper}"
+    effort = ", effort search" if info["effort"] == "search" else ""
+    return f"{info['codec']}{sketch} {info['bits']} bits{paper}{effort}"
 
 
 def print_hits(result: SearchResult, metric: str, recall: Recall, seconds: float, target: Path | None) -> None:
@@ -93,6 +94,7 @@ def print_info(path: Path, info: dict[str, Any], as_json: bool) -> None:
     per_vector = f", {total / n:.1f} per vector; float32 has {info['float32_bytes_per_vector']}" if n else ""
     click.echo(f"total     {total:,} bytes{per_vector}")
     click.echo(f"segments  {info['segments']}")
+    click.echo(f"scan      {info['scan']}")
     click.echo(f"kernels   {info['simd']}, {info['threads']} threads, cache {info['kernel_cache'] or 'none'}")
 
 

@@ -6,14 +6,15 @@ import click
 import numpy as np
 
 from tqindex.index import Index
+from tqindex.index.search import FEW_QUERIES
 from tqindex.kernels.compile import cache_folder
 
 
 def compile_kernels() -> None:
-    """Compile every kernel: both rotations, both kinds, single queries and batches."""
-    for dim, kind in ((8, "mse"), (64, "prod"), (64, "mse")):
-        rows = np.eye(3, dim, dtype=np.float32)
-        index = Index(dim, codec=kind, center=np.full(dim, 0.1))  # type: ignore[arg-type]
+    """Compile every kernel: both rotations, both kinds, both efforts, single queries and batches."""
+    for dim, kind, effort in ((8, "mse", "plain"), (64, "prod", "plain"), (64, "mse", "search")):
+        rows = np.tile(np.eye(1, dim, dtype=np.float32), (2 * FEW_QUERIES, 1))
+        index = Index(dim, codec=kind, center=np.full(dim, 0.1), effort=effort)  # type: ignore[arg-type]
         index.add(rows)
         index.search(rows[0], 1)
         index.search(rows, 1)

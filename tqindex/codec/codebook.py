@@ -130,9 +130,13 @@ class SphereLaw:
 
     def distortion(self, boundaries: npt.NDArray[Any], values: Float64Array) -> float:
         """E (y - value of its cell)^2, expanded with E y^2 = 1."""
-        edges = np.clip(np.concatenate([[-self.reach], boundaries, [self.reach]]), -self.reach, self.reach)
-        masses, moments = self.masses(edges), self.moments(edges)
+        masses, moments = self.cells(boundaries)
         return float(1.0 - 2.0 * (values * moments).sum() + (values**2 * masses).sum())
+
+    def cells(self, boundaries: npt.NDArray[Any]) -> tuple[Float64Array, Float64Array]:
+        """Return mass and first moment of every cell of a quantiser."""
+        edges = np.clip(np.concatenate([[-self.reach], boundaries, [self.reach]]), -self.reach, self.reach)
+        return self.masses(edges), self.moments(edges)
 
 
 def _lloyd_max(law: SphereLaw, levels: int) -> Float64Array:

@@ -4,7 +4,6 @@ Notation: x a vector, c the centre, u = x - c, r = |u|, R a random rotation, y =
 y_i has the sphere's coordinate law with variance 1; z the quantised y. q' = q - c for a query q.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -21,6 +20,7 @@ from tqindex.checks import (
 )
 from tqindex.codec.codebook import WIDTHS, Codebook, make_codebook
 from tqindex.codec.codes import Codes, QueryCodes
+from tqindex.codec.effort import EFFORTS, SEARCHED_WIDTHS, Effort, StretchedCodebook
 from tqindex.codec.packing import pack_codes, unpack_codes
 from tqindex.codec.rotation import (
     DENSE_BELOW,
@@ -35,7 +35,6 @@ from tqindex.errors import ArgumentError
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
-Project = Callable[[HadamardRotation | MatrixProjection, Float32Array], Float32Array]
 Kind = Literal["mse", "prod"]
 Sketch = Literal["gaussian", "orthogonal"]
 Scale = Literal["unbiased", "paper"]
@@ -71,6 +70,12 @@ class Codec:
     rotation : {"hadamard", "dense"}, optional
         Default: "dense" below 64 dimensions, else "hadamard".
     seed : int, 0 to 2**63 - 1
+    effort : {"plain", "search"}
+        "plain" rounds every coordinate to its nearest level. "search" tries 21 stretches of the codebook for each
+        vector and keeps the codes of the best cosine: 17 % less variance at 100 dimensions and 4 bits, 2 % at 1,536,
+        in as many bytes, which are read alike (`tqindex.codec.effort`). It needs a codebook of 2, 3 or 4 bits (bits
+        of kind "mse", bits - 1 of "prod"; one bit has no boundary to stretch, and 256 levels are near enough
+        without) and scale "unbiased", since the paper's holds only for z of the codebook's own length.
 
     Raises
     ------
@@ -88,6 +93,7 @@ class Codec:
         center: npt.ArrayLike | None = None,
         rotation: Literal["hadamard", "dense"] | None = None,
         seed: int = 0,
+        effort: Effort = "plain",
     ) -> None:
         self.dim = check_integer("dim", dim, 2, MAX_DIM)
         self.kind: Kind = check_choice("kind", kind, KINDS)
@@ -98,7 +104,9 @@ class Codec:
         default = "dense" if self.dim < DENSE_BELOW else "hadamard"
         self.rotation: str = check_choice("rotation", default if rotation is None else rotation, ROTATIONS)
         self.seed = check_integer("seed", seed, 0, _MAX_SEED)
+        self.effort: Effort = check_choice("effort", effort, EFFORTS)
         self.codebook = make_codebook(self.dim, self.bits - 1 if kind == "prod" else self.bits)
+        self.stretched = self._stretch_codebook()
         self.rotate = make_rotation(self.rotation, self.dim, self.seed, _ROTATION_KEY)
         self.sketch_projection = self._make_sketch()
 
@@ -108,6 +116,16 @@ class Codec:
         if self.sketch == "gaussian":
             return gaussian_projection(self.dim, self.seed, _SKETCH_KEY)
         return make_rotation(self.rotation, self.dim, self.seed, _SKETCH_KEY)
+
+    def _stretch_codebook(self) -> StretchedCodebook | None:
+        if self.effort == "plain":
+            return None
+        if self.codebook.bits not in SEARCHED_WIDTHS or self.scale != "unbiased":
+            raise ArgumentError(
+                f"effort 'search' must go with bits 2, 3 or 4 (for kind 'prod' 3 or 4) and scale 'unbiased', "
+                f"got bits={self.bits}, kind={self.kind!r}, scale={self.scale!r}"
+            )
+        return StretchedCodebook.of(self.codebook)
 
     @property
     def code_size(self) -> int:
@@ -125,6 +143,7 @@ class Codec:
             "center": None if self.center is None else [float(c) for c in self.center],
             "rotation": self.rotation,
             "seed": self.seed,
+            "effort": self.effort,
             "codebook": self.codebook.get_config(),
         }
 
@@ -134,6 +153,7 @@ class Codec:
         parameters = {name: value for name, value in config.items() if name != "codebook"}
         codec = cls(**parameters)
         codec.codebook = Codebook.from_config(codec.codebook.bits, **config["codebook"])
+        codec.stretched = codec._stretch_codebook()
         return codec
 
     def __eq__(self, other: object) -> bool:
@@ -146,7 +166,8 @@ class Codec:
         center = None if self.center is None else f"<{self.dim} values>"
         return (
             f"Codec(dim={self.dim}, bits={self.bits}, kind={self.kind!r}, sketch={self.sketch!r}, "
-            f"scale={self.scale!r}, center={center}, rotation={self.rotation!r}, seed={self.seed})"
+            f"scale={self.scale!r}, center={center}, rotation={self.rotation!r}, seed={self.seed}, "
+            f"effort={self.effort!r})"
         )
 
     def encode(self, vectors: npt.ArrayLike, metric: str = "ip") -> Codes:
@@ -181,7 +202,10 @@ class Codec:
     ) -> tuple[npt.NDArray[np.uint8], Float32Array, Float32Array | None]:
         """Return combined codes (n, dim), s and g; rows of norm 0 get zeros (DESIGN, section 2)."""
         book = self.codebook
-        codes = np.searchsorted(book.boundaries, y, side="right").astype(np.uint8)
+        if self.stretched is None:
+            codes = np.searchsorted(book.boundaries, y, side="right").astype(np.uint8)
+        else:
+            codes = self.stretched.quantise(y)
         codes[norms == 0.0] = 0
         levels = book.levels[codes] + book.offset
         along = dot(y, levels) * book.step
@@ -225,7 +249,8 @@ class Codec:
         """Return the vectors that the codes stand for, float32 (n, dim).
 
         For "mse" with the unbiased scale, c + (1 - D) s R'z: the unbiased scale is the best for inner products,
-        this one has the least squared error (D the codebook's distortion).
+        this one has the least squared error (D the codebook's distortion, also under effort "search": a factor of
+        its own would save .04 % of the error at 100 dimensions, .2 % at 33, .7 % at 8).
 
         Raises
         ------
@@ -251,16 +276,8 @@ class Codec:
         signs = (combined & 1).astype(np.float32) * 2 - 1
         return self.codebook.values[z].astype(np.float32), signs
 
-    def encode_queries(
-        self,
-        queries: npt.ArrayLike,
-        metric: str = "ip",
-        project: Project = lambda projection, rows: projection.apply(rows),
-    ) -> QueryCodes:
-        """Centre, rotate and round queries (nq, dim) or (dim,) to int8 with one scale per query.
-
-        `project` applies a projection to rows; kernels bring a faster one that gives the same numbers.
-        """
+    def encode_queries(self, queries: npt.ArrayLike, metric: str = "ip") -> QueryCodes:
+        """Centre, rotate and round queries (nq, dim) or (dim,) to int8 with one scale per query."""
         check_choice("metric", metric, METRICS)
         rows = as_rows(queries, self.dim, "queries")
         if metric == "cosine":
@@ -272,12 +289,12 @@ class Codec:
             biases = -0.5 * squares
         else:
             biases = np.zeros(len(rows)) if self.center is None else dot(rows, self.center)
-        rotated = project(self.rotate, centred)
+        rotated = self.rotate.apply(centred)
         levels, scales = _round_to_int8(rotated)
         half = 0.5 if self.codebook.offset else 1.0
         sketch_levels = sketch_steps = None
         if self.sketch_projection is not None:
-            sketch_levels, sketch_scales = _round_to_int8(project(self.sketch_projection, rotated))
+            sketch_levels, sketch_scales = _round_to_int8(self.sketch_projection.apply(rotated))
             sketch_steps = sketch_scales.astype(np.float32)
         return QueryCodes(
             levels,

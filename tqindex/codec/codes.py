@@ -100,6 +100,9 @@ class QueryCodes:
     sketch_levels: npt.NDArray[np.int8] | None
     sketch_steps: Float32Array | None
 
+    def __len__(self) -> int:
+        return len(self.levels)
+
     def __getitem__(self, block: slice) -> "QueryCodes":
         """Return the queries that a slice names."""
         return QueryCodes(

@@ -4,12 +4,20 @@ A row's planes follow each other as one string of bits, least significant bit of
 3-bit codes take exactly 3 bits. The sketch sign of kind "prod" is the last plane.
 """
 
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 UInt8Array = npt.NDArray[np.uint8]
+
+#: Planes that an index keeps interleaved by blocks of rows, so that many rows are counted at once; the others follow
+#: each other row by row.
+LEADING = 2
+#: Rows of a block.
+BLOCK = 8
 
 
 def pack_codes(codes: UInt8Array, bits: int) -> UInt8Array:
@@ -45,3 +53,24 @@ def repack_planes(planes: UInt8Array, dim: int, bits: int) -> UInt8Array:
     if dim % 8 == 0:
         return planes
     return pack_codes(unpack_codes(planes, 8 * plane_bytes(dim), bits)[:, :dim], bits)
+
+
+def interleave_rows(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Arrange one plane's rows, shape (n, width), by blocks of 8: shape (ceil(n / 8), 8 * width).
+
+    A block holds the first word (8 bytes) of its 8 rows, then their second word, ..., then what is left of their
+    widths in pieces of 4, 2 and 1 bytes. Missing rows of the last block are zeros.
+    """
+    n, width = plane.shape
+    blocks = np.pad(plane, ((0, -n % BLOCK), (0, 0))).reshape(-(-n // BLOCK), BLOCK, width)
+    sizes = [8] * (width // 8) + [size for size in (4, 2, 1) if width & size]
+    cuts = np.cumsum([0, *sizes])
+    pieces = [blocks[:, :, first:last].reshape(len(blocks), -1) for first, last in pairwise(cuts)]
+    return np.concatenate(pieces, axis=1)
+
+
+@lru_cache(maxsize=64)
+def row_places(width: int) -> npt.NDArray[np.int64]:
+    """Return where `interleave_rows` puts byte i of a block's row r, int64 (8, width)."""
+    sources = interleave_rows(np.arange(BLOCK * width).reshape(BLOCK, width))[0]
+    return np.argsort(sources).reshape(BLOCK, width)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -12,14 +13,17 @@ from tqindex.checks import as_array, as_rows, check_choice, check_integer
 from tqindex.codec import Codec
 from tqindex.codec.codec import METRICS, Kind, Scale, Sketch
 from tqindex.codec.codes import Codes
+from tqindex.codec.effort import Effort
 from tqindex.codec.packing import repack_planes
 from tqindex.errors import ArgumentError, UnknownIdError, VectorError
 from tqindex.index.ids import IdMap
+from tqindex.index.plan import ScanPlan
 from tqindex.index.search import search_segments
 from tqindex.index.segments import RowSet, Segment
 from tqindex.kernels.compile import cache_folder
 from tqindex.kernels.cpu import simd_level
-from tqindex.kernels.encoder import encode_rows, project_copy
+from tqindex.kernels.encoder import encode_rows
+from tqindex.kernels.queries import encode_queries
 from tqindex.kernels.rows import EncodedRows
 from tqindex.kernels.threads import available_threads, check_threads
 
@@ -60,7 +64,7 @@ class Index:
     metric : {"cosine", "ip", "l2"}
     codec : {"mse", "prod"} or a Codec
         With a Codec, `dim` and `metric` still count and the other codec parameters must be left alone.
-    sketch, scale, center, rotation, seed :
+    sketch, scale, center, rotation, seed, effort :
         As for `tqindex.Codec`. Under "cosine" the centre is subtracted after normalisation.
 
     Raises
@@ -91,19 +95,22 @@ class Index:
         center: npt.ArrayLike | None = None,
         rotation: Literal["hadamard", "dense"] | None = None,
         seed: int = 0,
+        effort: Effort = "plain",
     ) -> None:
         self.metric: Metric = check_choice("metric", metric, METRICS)
         if isinstance(codec, Codec):
             if dim != codec.dim:
                 raise ArgumentError(f"dim must equal the codec's dim {codec.dim}, got {dim!r}")
-            given = (bits, sketch, scale, rotation, seed)
-            if center is not None or given != (4, "orthogonal", "unbiased", None, 0):
-                raise ArgumentError(f"bits, sketch, scale, center, rotation, seed come with {codec!r}; leave them out")
+            given = (bits, sketch, scale, rotation, seed, effort)
+            if center is not None or given != (4, "orthogonal", "unbiased", None, 0, "plain"):
+                names = "bits, sketch, scale, center, rotation, seed, effort"
+                raise ArgumentError(f"{names} come with {codec!r}; leave them out")
             self.codec = codec
         else:
             check_choice("codec", codec, ("mse", "prod"))
-            self.codec = Codec(dim, bits, codec, sketch, scale, center, rotation, seed)
+            self.codec = Codec(dim, bits, codec, sketch, scale, center, rotation, seed, effort)
         self._rows = RowSet(self.codec, self.metric)
+        self._scored: float | None = None  # share of rows that the latest search scored in full
         self._id_map: tuple[RowSet, IdMap] | None = None  # the rows that it is of, and the map
         self._write_lock = Lock()
         #: The directory that this index was loaded from or last saved to, absolute, and its manifest as it was then.
@@ -186,8 +193,16 @@ class Index:
             self._commit(draft)
         return np.arange(first_id, first_id + n, dtype=np.int64) if given is None else given
 
-    def search(self, queries: Any, k: int = 10, threads: int | None = None) -> SearchResult:
+    @cached_property
+    def _plan(self) -> ScanPlan:
+        return ScanPlan(self.codec)
+
+    def search(self, queries: Any, k: int = 10, threads: int | None = None, exact_scan: bool = False) -> SearchResult:
         """Find the k best vectors for each query by a scan over all codes.
+
+        Up to 8 queries are answered by reading the codes' leading bit planes first and scoring in full only the rows
+        that these leave in question. Over the random rotation, the probability that any of a query's k best codes is
+        lost that way is at most 1e-6.
 
         Parameters
         ----------
@@ -195,6 +210,8 @@ class Index:
         k : int, 1 to 2**20
         threads : int, optional
             Default: every CPU that the process may use. The result does not depend on it.
+        exact_scan : bool
+            Score every row in full.
 
         Returns
         -------
@@ -211,8 +228,9 @@ class Index:
         k = check_integer("k", k, 1, MAX_K)
         workers = check_threads(threads)
         queries = as_array(queries, "queries")
-        prepared = self.codec.encode_queries(queries, self.metric, project_copy)
-        scores, ids = search_segments(self.codec, self._rows.all_segments(), prepared, k, workers)
+        prepared = encode_queries(self.codec, queries, self.metric)
+        found = search_segments(self._plan, self._rows.all_segments(), prepared, k, workers, exact_scan)
+        scores, ids, self._scored = found.scores, found.ids, found.scored
         if self.metric == "l2":
             scores *= np.float32(-2.0)
         return SearchResult(scores[0], ids[0]) if queries.ndim == 1 else SearchResult(scores, ids)
@@ -241,11 +259,15 @@ class Index:
         return vectors[0] if wanted.ndim == 0 else vectors
 
     def info(self) -> dict[str, Any]:
-        """Return what the index holds and what it costs, as JSON types; bytes are counted, not computed."""
+        """Return what the index holds and what it costs, as JSON types; bytes are counted, not computed.
+
+        "scan" says how up to 8 queries are answered, "cascade" or "full"; "rows_scored" is the share of rows that the
+        latest search scored in full, 1 for a full scan (slightly more where a cascade turned into one), or None.
+        """
         segments = self._rows.all_segments()
         n = len(self)
-        code_bytes = sum(segment.rows[: segment.n].planes.nbytes for segment in segments)
-        side_bytes = sum(segment.rows[: segment.n].side_bytes for segment in segments)
+        code_bytes = sum(segment.n * segment.rows.code_bytes for segment in segments)
+        side_bytes = sum(segment.n * segment.rows.side_bytes for segment in segments)
         id_bytes = sum(segment.id_bytes for segment in segments)
         total = code_bytes + side_bytes + id_bytes
         folder = cache_folder()
@@ -260,6 +282,7 @@ class Index:
             "centered": self.codec.center is not None,
             "rotation": self.codec.rotation,
             "seed": self.codec.seed,
+            "effort": self.codec.effort,
             "code_bytes": code_bytes,
             "side_bytes": side_bytes,
             "id_bytes": id_bytes,
@@ -268,6 +291,8 @@ class Index:
             "float32_bytes_per_vector": 4 * self.dim,
             "segments": len(segments),
             "format_version": FORMAT_VERSION,
+            "scan": self._plan.name,
+            "rows_scored": self._scored,
             "simd": simd_level(),
             "threads": available_threads(),
             "kernel_cache": None if folder is None else str(folder),
@@ -331,12 +356,12 @@ class Index:
 
     def _codes(self, segment: Segment, rows: npt.NDArray[np.int64]) -> Codes:
         """Return rows of a segment in the codec's own packing."""
-        sides = segment.rows
+        encoded = segment.rows.read(rows)
         return Codes(
-            repack_planes(sides.planes[rows], self.dim, self.bits),
-            sides.scales[rows],
-            sides.sketch_scales[rows] if sides.sketch_scales.size else None,
-            sides.offsets[rows] if sides.offsets.size else None,
+            repack_planes(encoded.planes, self.dim, self.bits),
+            encoded.scales,
+            encoded.sketch_scales if segment.rows.sketch_scales.size else None,
+            encoded.offsets if segment.rows.offsets.size else None,
             self.metric,
         )
 

@@ -1,12 +1,14 @@
 """The rows of an index: immutable segments and one growing tail."""
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tqindex.codec import Codec
-from tqindex.kernels.rows import EncodedRows
+from tqindex.kernels.rows import EncodedRows, StoredRows
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -25,7 +27,7 @@ class Segment:
 
     Attributes
     ----------
-    rows : EncodedRows, with at least n rows; those past n are zero and belong to nobody
+    rows : StoredRows, with room for at least n rows; those past n belong to nobody
     ids : int64, one per row, or (0,) where row i has id first_id + i
     first_id : int
     n : int
@@ -33,7 +35,7 @@ class Segment:
         Name of the file that holds the segment, empty while there is none.
     """
 
-    rows: EncodedRows
+    rows: StoredRows
     ids: Int64Array
     first_id: int
     n: int
@@ -45,6 +47,14 @@ class Segment:
             return self.ids[: self.n]
         return np.arange(self.first_id, self.first_id + self.n, dtype=np.int64)
 
+    @cached_property
+    def kernel_arrays(self) -> tuple[npt.NDArray[Any], ...]:
+        """Arrays of rows and ids as kernels take them, read-only: one form, whether memory is ours or a file's."""
+        views = [array.view(np.ndarray) for array in (*self.rows.arrays().values(), self.ids)]
+        for view in views:
+            view.flags.writeable = False
+        return tuple(views)
+
     @property
     def id_bytes(self) -> int:
         """Bytes of stored ids; generated ones need none."""
@@ -53,8 +63,8 @@ class Segment:
 
 def segment_capacity(codec: Codec, metric: str) -> int:
     """Rows of a full segment; depends on the codec alone, so that batches leave no trace."""
-    one = EncodedRows.allocate(codec, metric, 1)
-    rows = SEGMENT_BYTES // (one.planes.nbytes + one.side_bytes + _ID_BYTES)
+    form = StoredRows.allocate(codec, metric, ROW_MULTIPLE)
+    rows = SEGMENT_BYTES // (form.code_bytes + form.side_bytes + _ID_BYTES)
     return max(rows // ROW_MULTIPLE, 1) * ROW_MULTIPLE
 
 
@@ -112,11 +122,11 @@ class RowSet:
         tail = self.tail
         if tail is None:
             first_id = self.next_id if ids is None else 0
-            tail = Segment(EncodedRows.allocate(self.codec, self.metric, 0), NO_IDS, first_id, 0)
+            tail = Segment(StoredRows.allocate(self.codec, self.metric, 0), NO_IDS, first_id, 0)
         total = tail.n + n
         if total > len(tail.rows):
             tail = self._grow(tail, min(max(2 * len(tail.rows), total, _FIRST_CAPACITY), capacity))
-        rows.copy_to(tail.rows[tail.n : total])
+        tail.rows.write(tail.n, rows)
         follows = ids is None and not tail.ids.size and tail.first_id + tail.n == self.next_id
         if not follows:
             tail = self._with_ids(tail)
@@ -126,8 +136,7 @@ class RowSet:
 
     def _grow(self, tail: Segment, capacity: int) -> Segment:
         capacity = -(-capacity // ROW_MULTIPLE) * ROW_MULTIPLE
-        rows = EncodedRows.allocate(self.codec, self.metric, capacity)
-        tail.rows[: tail.n].copy_to(rows[: tail.n])
+        rows = tail.rows.grown(self.codec, self.metric, capacity)
         ids = tail.ids
         if ids.size:
             ids = np.zeros(capacity, np.int64)

@@ -31,6 +31,7 @@ _CompileResult: Any = CompileResult  # untyped in Numba
 _dumps: Any = dumps
 _rtsys: Any = nrt.rtsys
 _log = logging.getLogger("tqindex")
+_njit: Any = numba.njit  # its type knows nothing of _nrt
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -42,6 +43,11 @@ def kernel(function: _Function) -> _Function:
         # What Numba's cache=True does, with our folder.
         dispatcher._cache = _KernelCache(function, folder)
     return cast(_Function, dispatcher)
+
+
+def inner_kernel(function: _Function) -> _Function:
+    """Compile a part of kernels that allocates nothing: without reference counts, which cost more than a row's work."""
+    return cast(_Function, _njit(nogil=True, error_model="numpy", forceinline=True, _nrt=False)(function))
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from tqindex.codec.effort import UNITS, UNITS_PER_BIN
 from tqindex.kernels.compile import kernel
 
 _LOW_BITS = np.uint64(0x0101010101010101)
@@ -68,9 +69,60 @@ def centre_rows(rows: Any, center: Any, norms: Any, along: Any, scratch: Any) ->
 
 
 @kernel
-def quantise_rows(y: Any, norms: Any, boundaries: Any, uniform_step: float, codes: Any) -> None:
+def choose_stretches(y: Any, norms: Any, edges: Any, levels: Any, choices: Any) -> None:
+    """Write the row of `edges` with the largest <y, z>^2 / |z|^2, int64 (n,): `StretchedCodebook.choose`.
+
+    Both sums need no coordinate again: each level of z adds its step above the level below to all coordinates beyond
+    its edge, and number and sum of those are read off a histogram, summed up from its upper end.
+    """
+    stretches, inner = edges.shape
+    counts = np.empty(edges.max() + 1, np.int32)
+    sums = np.empty(counts.shape[0], np.int32)
+    magnitudes = np.empty(y.shape[1], np.int32)
+    for r in range(y.shape[0]):
+        choices[r] = 0
+        if norms[r] == 0.0:
+            continue
+        sum_tails(y[r], magnitudes, counts, sums)
+        best = -1.0
+        for choice in range(stretches):
+            along = levels[0] * sums[0]
+            square = levels[0] * levels[0] * counts[0]
+            for i in range(inner):
+                edge, lower, upper = edges[choice, i], levels[i], levels[i + 1]
+                along += (upper - lower) * sums[edge]
+                square += (upper * upper - lower * lower) * counts[edge]
+            score = np.float64(along) * np.float64(along) / np.float64(square)
+            if score > best:
+                best = score
+                choices[r] = choice
+
+
+@kernel
+def sum_tails(row: Any, magnitudes: Any, counts: Any, sums: Any) -> None:
+    """Count and sum up, for each bin, the magnitudes in it or above, in units of 2**-14; the last bin is open.
+
+    magnitudes: int32 (dim,), scratch; counts, sums: int32 (bins,).
+    """
+    last = counts.shape[0] - 1
+    counts[:] = 0
+    sums[:] = 0
+    for j in range(row.shape[0]):
+        magnitudes[j] = np.int32(np.abs(row[j]) * np.float32(UNITS))
+    for j in range(row.shape[0]):
+        place = min(magnitudes[j] // UNITS_PER_BIN, last)
+        counts[place] += 1
+        sums[place] += magnitudes[j]
+    for place in range(last - 1, -1, -1):
+        counts[place] += counts[place + 1]
+        sums[place] += sums[place + 1]
+
+
+@kernel
+def quantise_rows(y: Any, norms: Any, boundaries: Any, choices: Any, uniform_step: float, codes: Any) -> None:
     """Count the boundaries <= y; codes: uint8 (n, padded), zeros beyond dim and for rows of norm 0.
 
+    boundaries: float32 (stretches, 2**bits - 1), of which row r takes boundaries[choices[r]].
     A uniform_step above 0 is the 8-bit grid's, whose boundaries are its multiples.
     """
     n, dim = y.shape
@@ -86,7 +138,7 @@ def quantise_rows(y: Any, norms: Any, boundaries: Any, uniform_step: float, code
                 out[j] = np.uint8(min(max(code, 0.0), 255.0))
         else:
             counts[:] = 0
-            for boundary in boundaries:
+            for boundary in boundaries[choices[r]]:
                 for j in range(dim):
                     counts[j] += np.int32(row[j] >= boundary)
             for j in range(dim):

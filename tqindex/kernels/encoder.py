@@ -8,6 +8,7 @@ from tqindex.codec import Codec
 from tqindex.codec.rotation import HadamardRotation, MatrixProjection
 from tqindex.kernels.encode import (
     centre_rows,
+    choose_stretches,
     normalise_rows,
     pack_rows,
     quantise_rows,
@@ -15,7 +16,7 @@ from tqindex.kernels.encode import (
     sketch_rows,
     subtract_levels,
 )
-from tqindex.kernels.rotate import project_rows, rotate_rows
+from tqindex.kernels.rotate import project_rows, rotate_row, rotate_rows
 from tqindex.kernels.rows import EncodedRows, has_offsets
 from tqindex.kernels.simd_rotate import LANES
 from tqindex.kernels.threads import run_parallel
@@ -25,6 +26,8 @@ Float32Array = npt.NDArray[np.float32]
 BLOCK_ROWS = 256
 #: Multiply-adds of one task by a matrix, some tens of milliseconds, since Ctrl-C waits for it.
 _MATRIX_WORK = 2**27
+#: Up to so many rows, one by one is faster than all lanes at once.
+_FEW_ROWS = 4
 
 
 def encode_rows(
@@ -63,15 +66,19 @@ def _encode_block(
     if has_offsets(codec, metric):
         with np.errstate(over="ignore"):  # the caller refuses such norms by their own message
             out.offsets[:] = -0.5 * (norms * norms) if metric == "l2" else along
-    _project(codec.rotate, rows)
+    project(codec.rotate, rows)
     codes = np.empty((len(rows), 8 * (out.planes.shape[1] // codec.bits)), np.uint8)
-    quantise_rows(rows, norms, book.boundaries, book.step if book.offset else 0.0, codes)
+    boundaries, choices = book.boundaries[np.newaxis], np.zeros(len(rows), np.int64)
+    if codec.stretched is not None:
+        boundaries = codec.stretched.boundaries
+        choose_stretches(rows, norms, codec.stretched.edges, codec.stretched.levels, choices)
+    quantise_rows(rows, norms, boundaries, choices, book.step if book.offset else 0.0, codes)
     if codec.sketch_projection is None:
         scale_rows(rows, norms, codes, book.levels, book.step, book.offset, unbiased, out.scales, scratch)
     else:
         squares = np.empty(len(rows))
         subtract_levels(rows, norms, codes, book.levels, book.step, unbiased, out.scales, squares, scratch)
-        _project(codec.sketch_projection, rows)
+        project(codec.sketch_projection, rows)
         gaussian = codec.sketch == "gaussian"
         sketch_rows(rows, norms, squares, gaussian, codes, out.sketch_scales, scratch)
     pack_rows(codes, codec.bits, out.planes)
@@ -84,18 +91,18 @@ def _blocks(n: int, *projections: HadamardRotation | MatrixProjection | None) ->
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
 
-def project_copy(projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> Float32Array:
-    """Return the projected rows; equal to `projection.apply`."""
-    projected = rows.copy()
-    for block in _blocks(len(rows), projection):
-        _project(projection, projected[block])
-    return projected
-
-
-def _project(projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> None:
+def project(projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> None:
     """Apply a projection to rows in place."""
+    for block in _blocks(len(rows), projection):
+        _project_block(projection, rows[block])
+
+
+def _project_block(projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> None:
     dim = rows.shape[1]
-    if isinstance(projection, HadamardRotation):
+    if isinstance(projection, HadamardRotation) and len(rows) <= _FEW_ROWS:
+        for row in rows:
+            rotate_row(row, projection.permutations, projection.signs, np.empty(dim, np.float32))
+    elif isinstance(projection, HadamardRotation):
         work, spare = np.zeros(dim * LANES, np.float32), np.empty(dim * LANES, np.float32)
         rotate_rows(rows, projection.permutations, projection.signs, work, spare)
     else:

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tqindex.kernels.compile import kernel
+from tqindex.codec.packing import BLOCK
+from tqindex.kernels.compile import inner_kernel
 from tqindex.kernels.cpu import simd_level
+from tqindex.kernels.layout import load_lead, padded_width
 from tqindex.kernels.simd import OPERATIONS
 from tqindex.kernels.simd_product import (
     TILE_CONFIG,
@@ -34,8 +36,8 @@ _SPREAD_MASK = np.uint64(0x8040201008040201)
 _CARRY = np.uint64(0x7F7F7F7F7F7F7F7F)
 
 _LEVEL = simd_level()
-#: Planes of fewer bytes are expanded by portable code, and a single query over them goes the way of a batch.
-WORD = 8 if _LEVEL != "portable" else 1 << 60
+#: Planes beyond the leading ones that have fewer bytes are expanded by portable code.
+WORD = 8
 # A constant, so that the compiler never sees instructions that the CPU lacks.
 _HAS_SHUFFLE = _LEVEL != "portable"
 _USES_TILES = _LEVEL == "amx"
@@ -48,7 +50,7 @@ _configure_tiles: Any = configure_tiles
 _release_tiles: Any = release_tiles
 if not _USES_TILES:
     _multiply_block = make_multiply_block(OPERATIONS[_LEVEL], BLOCK_ROWS, BLOCK_GROUPS)
-_expand_row, dot_row = make_expand_row(OPERATIONS[_LEVEL]), make_dot_row(OPERATIONS[_LEVEL])
+_expand_row, _dot_row = make_expand_row(OPERATIONS[_LEVEL]), make_dot_row(OPERATIONS[_LEVEL])
 TILE_CONFIGURATION = np.frombuffer(TILE_CONFIG, np.uint8).copy()
 
 
@@ -62,78 +64,155 @@ def pack_queries(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
     return np.ascontiguousarray(padded.reshape(groups, LANES, depth // 4, 4).transpose(0, 2, 1, 3))
 
 
-@kernel
+@inner_kernel
 def expand_tile(
-    planes: Any, start: int, rows: int, first_plane: int, bits: int, all_bits: int, table: Any, out: Any
+    lead: Any,
+    rest: Any,
+    start: int,
+    rows: int,
+    first_plane: int,
+    bits: int,
+    table: Any,
+    out: Any,
+    work: Any,
 ) -> None:
-    """Write levels of rows start..start + rows; out: u8 (TILE, depth), zero beyond the planes' width.
+    """Write levels of rows start..start + rows; out: u8 (TILE, depth), rows by `_place_row`, zero beyond their width.
 
-    Planes first_plane..first_plane + bits of `all_bits` are read; table: u8 (64,), as `expand_row` takes it.
+    lead, rest: as `tqindex.kernels.rows.StoredRows` keeps them; planes first_plane..first_plane + bits are read: all,
+    or one. table: u8 (64,), as `expand_row` takes it; work: as `load_lead` fills it.
     """
-    row_bytes = planes.shape[1]
-    width = row_bytes // all_bits
-    depth = out.shape[1]
-    flat_planes, flat_out = planes.reshape(planes.size), out.reshape(out.size)
+    planes, blocks, block_bytes = lead.shape
+    width, depth = block_bytes // BLOCK, out.shape[1]
+    leading, others, skipped = split_planes(planes, first_plane, bits)
+    flat_lead, flat_rest, flat_out = lead.reshape(lead.size), rest.reshape(rest.size), out.reshape(out.size)
+    lead_at = first_plane * padded_width(width)
     for r in range(rows):
-        at = (start + r) * row_bytes + first_plane * width
-        if _HAS_SHUFFLE and width >= WORD:
-            _expand_row(flat_planes, at, width, bits, table, flat_out, r * depth)
+        load_lead(flat_lead, planes, blocks, block_bytes, start + r, work)
+        rest_at = (start + r) * rest.shape[1] + skipped * width
+        out_at, step = _place_row(r, depth)
+        if _HAS_SHUFFLE and (width >= WORD or others == 0):
+            _expand_row(work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, out_at, step)
         else:
-            expand_row_portable(flat_planes, at, width, bits, table, flat_out, r * depth)
-
-
-@kernel
-def expand_row_portable(planes: Any, at: int, width: int, bits: int, table: Any, out: Any, out_at: int) -> None:
-    """As `tqindex.kernels.simd.make_expand_row`, for planes of any width and any CPU."""
-    for i in range(width):
-        codes = np.uint64(0)
-        for plane in range(bits):
-            # A copy of the byte in every byte of a word, bit i kept in byte i, then moved to the lowest place:
-            # a byte that is not 0 carries into its highest bit.
-            kept = (np.uint64(planes[at + plane * width + i]) * _SPREAD) & _SPREAD_MASK
-            bit = ((((kept & _CARRY) + _CARRY) | kept) >> np.uint64(7)) & _SPREAD
-            codes = (codes << np.uint64(1)) | bit
-        for j in range(8):
-            code = np.uint8(codes >> np.uint64(8 * j))
-            out[out_at + 8 * i + j] = code if bits == 8 else table[code]
-
-
-@kernel
-def multiply_tile(levels: Any, rows: int, packed: Any, products: Any) -> None:
-    """Multiply the first `rows` rows of a tile with all queries.
-
-    levels: u8 (TILE, depth); packed: i8 [group][depth / 4][16][4]; products: i32 (TILE, 16 * groups), written in
-    whole blocks of rows.
-    """
-    depth, groups = levels.shape[1], packed.shape[0]
-    columns = products.shape[1]
-    flat_levels, flat_queries = levels.reshape(levels.size), packed.reshape(packed.size)
-    flat_products = products.reshape(products.size)
-    for group in range(0, groups, BLOCK_GROUPS):
-        for row in range(0, rows, BLOCK_ROWS):
-            _multiply_block(
-                flat_levels,
-                row * depth,
-                depth,
-                flat_queries,
-                group * LANES * depth,
-                LANES * depth,
-                depth,
-                flat_products,
-                row * columns + group * LANES,
-                columns,
+            expand_row_portable(
+                work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, out_at, step
             )
 
 
-@kernel
+@inner_kernel
+def _place_row(r: int, depth: int) -> tuple[int, int]:
+    """Return where a row's levels begin in a tile, and how far apart its steps of 64 are.
+
+    With AMX 16 rows of 64 coordinates follow each other, as one tile register takes them.
+    """
+    if _USES_TILES:
+        return r // LANES * LANES * depth + r % LANES * DEPTH_MULTIPLE, LANES * DEPTH_MULTIPLE
+    return r * depth, DEPTH_MULTIPLE
+
+
+@inner_kernel
+def split_planes(leading: int, first_plane: int, bits: int) -> tuple[int, int, int]:
+    """Return how many of `bits` planes are leading ones, how many others, and how many others come before them."""
+    used = max(0, min(leading - first_plane, bits))
+    return used, bits - used, max(0, first_plane - leading)
+
+
+@inner_kernel
+def expand_row_portable(
+    lead: Any,
+    lead_at: int,
+    leading: int,
+    rest: Any,
+    rest_at: int,
+    others: int,
+    width: int,
+    table: Any,
+    out: Any,
+    out_at: int,
+    step: int,
+) -> None:
+    """As `tqindex.kernels.simd_rows.make_expand_row`, for planes of any width and any CPU."""
+    padded = (width + 7) // 8 * 8
+    for i in range(width):
+        codes = np.uint64(0)
+        for plane in range(leading):
+            codes = (codes << np.uint64(1)) | _spread(lead[lead_at + plane * padded + i])
+        for plane in range(others):
+            codes = (codes << np.uint64(1)) | _spread(rest[rest_at + plane * width + i])
+        at = out_at + i // 8 * step + i % 8 * 8
+        for j in range(8):
+            code = np.uint8(codes >> np.uint64(8 * j))
+            out[at + j] = code if leading + others == 8 else table[code]
+
+
+@inner_kernel
+def _spread(byte: Any) -> Any:
+    """Return a word whose byte i is bit i of `byte`.
+
+    A copy of the byte in every byte of a word, bit i kept in byte i, then moved to the lowest place: a byte that is
+    not 0 carries into its highest bit.
+    """
+    kept = (np.uint64(byte) * _SPREAD) & _SPREAD_MASK
+    return ((((kept & _CARRY) + _CARRY) | kept) >> np.uint64(7)) & _SPREAD
+
+
+@inner_kernel
+def multiply_tile(levels: Any, rows: int, depth: int, packed: Any, group: int, products: Any) -> None:
+    """Multiply the first `rows` rows of a tile with the queries of groups group..group + BLOCK_GROUPS.
+
+    levels: u8, flat (TILE, depth), as `expand_tile` writes them; packed: i8, flat [group][depth / 4][16][4]; products:
+    i32, flat (TILE, 16 * BLOCK_GROUPS), written in whole blocks of rows.
+    """
+    columns, stride = LANES * BLOCK_GROUPS, LANES * depth if _USES_TILES else depth
+    for row in range(0, rows, BLOCK_ROWS):
+        _multiply_block(
+            levels,
+            row * depth,
+            stride,
+            packed,
+            group * LANES * depth,
+            LANES * depth,
+            depth,
+            products,
+            row * columns,
+            columns,
+        )
+
+
+@inner_kernel
 def begin_tiles(configuration: Any) -> None:
     """Prepare this thread for `multiply_tile`."""
     if _USES_TILES:
         _configure_tiles(configuration)
 
 
-@kernel
+@inner_kernel
 def end_tiles() -> None:
     """Undo `begin_tiles`."""
     if _USES_TILES:
         _release_tiles()
+
+
+@inner_kernel
+def multiply_row(
+    work: Any,
+    lead_at: int,
+    leading: int,
+    rest: Any,
+    rest_at: int,
+    others: int,
+    width: int,
+    table: Any,
+    query: Any,
+    levels: Any,
+) -> Any:
+    """Multiply one row's levels with one query; planes and table as `expand_row` takes them.
+
+    query: i8 (depth,); levels: u8 (depth,), room for the levels, zero beyond the planes' width.
+    """
+    if _HAS_SHUFFLE and (width >= WORD or others == 0):
+        return _dot_row(work, lead_at, leading, rest, rest_at, others, width, table, query)
+    expand_row_portable(work, lead_at, leading, rest, rest_at, others, width, table, levels, 0, DEPTH_MULTIPLE)
+    total = np.int32(0)
+    for j in range(levels.shape[0]):
+        total += np.int32(levels[j]) * np.int32(query[j])
+    return total

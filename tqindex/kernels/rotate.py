@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tqindex.kernels.compile import kernel
+from tqindex.kernels.compile import inner_kernel, kernel
 from tqindex.kernels.simd_rotate import LANES, butterfly2, butterfly4, move_scaled, transpose_square
 
 #: Coordinates of a transform that are taken through all their steps while they are in the first cache.
@@ -51,6 +51,45 @@ def rotate_rows(rows: Any, permutations: Any, signs: Any, work: Any, spare: Any)
 
 
 @kernel
+def rotate_row(row: Any, permutations: Any, signs: Any, spare: Any) -> None:
+    """As `rotate_rows` for one row, float32 (dim,), without the work on empty lanes; spare: float32 (dim,)."""
+    dim, width = row.shape[0], signs.shape[2]
+    start = dim - width
+    square = np.empty(LANES * LANES, np.float32)
+    for turn in range(permutations.shape[0]):
+        for j in range(width):
+            spare[j] = row[permutations[turn, j]] * signs[turn, 0, j]
+        for j in range(width, dim):
+            spare[j] = row[permutations[turn, j]]
+        _transform(spare[:width], square)
+        for j in range(width):
+            spare[start + j] *= signs[turn, 1, j]
+        _transform(spare[start:], square)
+        row[:] = spare
+
+
+@inner_kernel
+def _transform(x: Any, square: Any) -> None:
+    """Transform one row, float32 (width,), as `walsh_hadamard` does; square: float32 (LANES * LANES,)."""
+    width = x.shape[0]
+    if width < square.shape[0]:
+        distance = 1
+        while distance < width:
+            for start in range(0, width, 2 * distance):
+                for i in range(start, start + distance):
+                    a, b = x[i], x[i + distance]
+                    x[i], x[i + distance] = a + b, a - b
+            distance *= 2
+        return
+    for first in range(0, width, square.shape[0]):
+        # Neighbours share a vector: transposed, their distances are those of vectors.
+        _transpose_square(x, first, LANES, square, 0, LANES)
+        walsh_hadamard(square, 0, LANES)
+        _transpose_square(square, 0, LANES, x, first, LANES)
+    walsh_hadamard(x, 0, width // LANES)
+
+
+@inner_kernel
 def walsh_hadamard(x: Any, first: int, width: int) -> None:
     """Unscaled transforms, in place, of coordinates first..first + width, width a power of two: distance 1, 2, 4, ...
 
@@ -63,7 +102,7 @@ def walsh_hadamard(x: Any, first: int, width: int) -> None:
         walsh_hadamard_steps(x, first, width, cached)
 
 
-@kernel
+@inner_kernel
 def walsh_hadamard_steps(x: Any, first: int, width: int, distance: int) -> None:
     """The steps of `walsh_hadamard` from `distance` on."""
     while 2 * distance < width:

@@ -1,14 +1,17 @@
-"""Encoded rows as kernels read and write them."""
+"""Rows of codes: as the encoder writes them, and as an index keeps them for the scans."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tqindex.codec import Codec
-from tqindex.codec.packing import plane_bytes
+from tqindex.codec.packing import BLOCK, LEADING, plane_bytes, row_places
+from tqindex.kernels.layout import store_rows
 
 Float32Array = npt.NDArray[np.float32]
+UInt8Array = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +26,7 @@ class EncodedRows:
     offsets : float32 (n,), or (0,) where the metric needs none
     """
 
-    planes: npt.NDArray[np.uint8]
+    planes: UInt8Array
     scales: Float32Array
     sketch_scales: Float32Array
     offsets: Float32Array
@@ -31,12 +34,7 @@ class EncodedRows:
     @classmethod
     def allocate(cls, codec: Codec, metric: str, n: int) -> "EncodedRows":
         """Return zeroed room for n rows; the system gives the memory when it is first written."""
-        return cls(
-            np.zeros((n, codec.bits * plane_bytes(codec.dim)), np.uint8),
-            np.zeros(n, np.float32),
-            np.zeros(n if codec.kind == "prod" else 0, np.float32),
-            np.zeros(n if has_offsets(codec, metric) else 0, np.float32),
-        )
+        return cls(np.zeros((n, codec.bits * plane_bytes(codec.dim)), np.uint8), *_sides(codec, metric, n))
 
     def __len__(self) -> int:
         return len(self.planes)
@@ -44,19 +42,81 @@ class EncodedRows:
     def __getitem__(self, rows: slice) -> "EncodedRows":
         return EncodedRows(self.planes[rows], self.scales[rows], self.sketch_scales[rows], self.offsets[rows])
 
-    def copy_to(self, other: "EncodedRows") -> None:
-        """Copy all rows into `other`, which has as many."""
-        other.planes[:] = self.planes
-        other.scales[:] = self.scales
-        other.sketch_scales[:] = self.sketch_scales
-        other.offsets[:] = self.offsets
+
+@dataclass(frozen=True, eq=False)
+class StoredRows:
+    """Codes as the scans read them, and the side numbers; room for a multiple of 8 rows.
+
+    Attributes
+    ----------
+    lead : uint8 (L, n / 8, 8 * width), the L = min(bits, 2) most significant planes, each by blocks of 8 rows as
+        `tqindex.codec.packing.interleave_rows` makes them; width = ceil(dim / 8)
+    rest : uint8 (n, (bits - L) * width), the other planes, row by row
+    scales, sketch_scales, offsets : as `EncodedRows`
+    """
+
+    lead: UInt8Array
+    rest: UInt8Array
+    scales: Float32Array
+    sketch_scales: Float32Array
+    offsets: Float32Array
+
+    @classmethod
+    def allocate(cls, codec: Codec, metric: str, n: int) -> "StoredRows":
+        """Return zeroed room for n rows, a multiple of 8."""
+        leading, width = min(codec.bits, LEADING), plane_bytes(codec.dim)
+        return cls(
+            np.zeros((leading, n // BLOCK, BLOCK * width), np.uint8),
+            np.zeros((n, (codec.bits - leading) * width), np.uint8),
+            *_sides(codec, metric, n),
+        )
+
+    def __len__(self) -> int:
+        return len(self.scales)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays by name."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def write(self, start: int, rows: EncodedRows) -> None:
+        """Store encoded rows from row `start` on."""
+        store_rows(rows.planes, row_places(self.lead.shape[2] // BLOCK), self.lead, self.rest, start)
+        stop = start + len(rows)
+        for name in ("scales", "sketch_scales", "offsets"):
+            getattr(self, name)[start:stop] = getattr(rows, name)
+
+    def read(self, rows: npt.NDArray[np.int64]) -> EncodedRows:
+        """Return some rows in the encoder's form."""
+        places = row_places(self.lead.shape[2] // BLOCK)[rows % BLOCK]
+        lead = [plane[(rows // BLOCK)[:, np.newaxis], places] for plane in self.lead]
+        sides = (side[rows] if side.size else side for side in (self.scales, self.sketch_scales, self.offsets))
+        return EncodedRows(np.concatenate([*lead, self.rest[rows]], axis=1), *sides)
+
+    def grown(self, codec: Codec, metric: str, n: int) -> "StoredRows":
+        """Return a copy with room for n rows, a multiple of 8."""
+        larger = StoredRows.allocate(codec, metric, n)
+        larger.lead[:, : self.lead.shape[1]] = self.lead
+        for name in ("rest", "scales", "sketch_scales", "offsets"):
+            getattr(larger, name)[: len(getattr(self, name))] = getattr(self, name)
+        return larger
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of one row's codes."""
+        return int(self.lead.shape[0] * self.lead.shape[2] // BLOCK + self.rest.shape[1])
 
     @property
     def side_bytes(self) -> int:
-        """Bytes of the side numbers."""
-        return self.scales.nbytes + self.sketch_scales.nbytes + self.offsets.nbytes
+        """Bytes of one row's side numbers."""
+        return sum(side.itemsize for side in (self.scales, self.sketch_scales, self.offsets) if side.size)
 
 
 def has_offsets(codec: Codec, metric: str) -> bool:
     """Whether rows carry an exactly stored part of the score (DESIGN, section 2: b_x)."""
     return metric == "l2" or codec.center is not None
+
+
+def _sides(codec: Codec, metric: str, n: int) -> tuple[Float32Array, Float32Array, Float32Array]:
+    """Zeroed scales, sketch scales and offsets."""
+    sketch, offset = codec.kind == "prod", has_offsets(codec, metric)
+    return np.zeros(n, np.float32), np.zeros(n * sketch, np.float32), np.zeros(n * offset, np.float32)

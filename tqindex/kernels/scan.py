@@ -8,8 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from tqindex.kernels.compile import kernel
-from tqindex.kernels.product import TILE, begin_tiles, end_tiles, expand_tile, multiply_tile
+from tqindex.codec.packing import BLOCK
+from tqindex.kernels.compile import inner_kernel, kernel
+from tqindex.kernels.layout import padded_width
+from tqindex.kernels.product import (
+    BLOCK_GROUPS,
+    LANES,
+    TILE,
+    begin_tiles,
+    end_tiles,
+    expand_tile,
+    multiply_tile,
+)
 from tqindex.kernels.simd_rows import STRIP, make_score_strip
 
 #: Marks an empty place among the best.
@@ -19,7 +29,7 @@ STEPS, BIASES, THRESHOLDS, SKETCH_STEPS, SHIFTS, SKETCH_SHIFTS = range(6)
 _score_strip, _score_strip_with_sketch = make_score_strip(False), make_score_strip(True)
 
 
-@kernel
+@inner_kernel
 def push(scores: Any, ids: Any, q: int, score: float, row_id: int) -> None:
     """Replace the worst of query q's k best, kept as a heap with the worst (lowest score, then largest id) on top."""
     k = scores.shape[1]
@@ -38,7 +48,7 @@ def push(scores: Any, ids: Any, q: int, score: float, row_id: int) -> None:
     scores[q, place], ids[q, place] = score, row_id
 
 
-@kernel
+@inner_kernel
 def is_better(score: float, row_id: int, other_score: float, other_id: int) -> bool:
     """Order of results: larger score first, then smaller id."""
     return score > other_score or (score == other_score and row_id < other_id)
@@ -46,41 +56,39 @@ def is_better(score: float, row_id: int, other_score: float, other_id: int) -> b
 
 @kernel
 def scan_rows(
-    planes: Any,
-    scales: Any,
-    sketch_scales: Any,
-    offsets: Any,
-    ids: Any,
+    rows: Any,
     first_id: int,
     start: int,
     stop: int,
-    bits: int,
-    table: Any,
-    sketch_table: Any,
-    configuration: Any,
-    nq: int,
+    tables: Any,
     queries: Any,
-    sketch_queries: Any,
-    multiplier: int,
     sides: Any,
     best_scores: Any,
     best_ids: Any,
 ) -> None:
     """Score rows start..stop against all queries and update the best k of each.
 
-    Arrays of shape (0, ...) stand for sides that the codec or metric does not have: sketch_scales, offsets, ids (then
-    a row's id is first_id + row), sketch_queries. queries: i8 as `pack_queries` makes them, nq of them real; sides:
-    float32 (6, columns), what belongs to each packed query; its thresholds are this call's own. best_scores: float32
-    (nq, k), best_ids: int64 (nq, k), heaps as `push` keeps them.
+    Arrays of shape (0, ...) stand for sides that the codec or metric does not have.
+
+    rows : (lead, rest, scales, sketch_scales, offsets, ids), as `tqindex.kernels.rows.StoredRows`; without ids a row's
+        id is first_id + row
+    tables : (bits, table, sketch_table, configuration)
+    queries : (nq, packed, sketch_packed, multiplier), int8 as `pack_queries` makes them, nq of them real
+    sides : float32 (6, columns), what belongs to each packed query; its thresholds are this call's own
+    best_scores, best_ids : float32 and int64 (nq, k), heaps as `push` keeps them
     """
+    lead, rest, scales, sketch_scales, offsets, ids = rows
+    bits, table, sketch_table, configuration = tables
+    nq, packed, sketch_packed, multiplier = queries
     has_sketch, has_offsets, has_ids = sketch_scales.shape[0] > 0, offsets.shape[0] > 0, ids.shape[0] > 0
-    columns = 16 * queries.shape[0]
-    depth = 4 * queries.shape[1]
-    levels = np.zeros((TILE, depth), np.uint8)
-    signs = np.zeros((TILE if has_sketch else 0, depth), np.uint8)
-    products = np.empty((TILE, columns), np.int32)
-    sketch_products = np.empty((TILE, columns) if has_sketch else (1, columns), np.int32)
-    flat_products, flat_sketch_products = products.reshape(products.size), sketch_products.reshape(sketch_products.size)
+    groups, depth = packed.shape[0], 4 * packed.shape[1]
+    columns = LANES * groups
+    work = np.zeros(lead.shape[0] * padded_width(lead.shape[2] // BLOCK), np.uint8)
+    levels, signs = np.zeros((TILE, depth), np.uint8), np.zeros((TILE if has_sketch else 0, depth), np.uint8)
+    flat_levels, flat_signs = levels.reshape(levels.size), signs.reshape(signs.size)
+    flat_packed, flat_sketch = packed.reshape(packed.size), sketch_packed.reshape(sketch_packed.size)
+    # A strip's products stay in the first cache until they are scored.
+    products, sketch_products = np.empty(TILE * STRIP, np.int32), np.empty(TILE * STRIP, np.int32)
     flat_sides = sides.reshape(sides.size)
     scores = np.empty(STRIP, np.float32)
     thresholds = sides[THRESHOLDS]
@@ -88,47 +96,37 @@ def scan_rows(
     thresholds[:nq] = best_scores[:, 0]
     begin_tiles(configuration)
     for tile in range(start, stop, TILE):
-        rows = min(TILE, stop - tile)
-        expand_tile(planes, tile, rows, 0, bits, bits, table, levels)
-        multiply_tile(levels, rows, queries, products)
+        tile_rows = min(TILE, stop - tile)
+        expand_tile(lead, rest, tile, tile_rows, 0, bits, table, levels, work)
         if has_sketch:
-            expand_tile(planes, tile, rows, bits - 1, 1, bits, sketch_table, signs)
-            multiply_tile(signs, rows, sketch_queries, sketch_products)
-        for r in range(rows):
-            row = tile + r
-            scale = scales[row]
-            offset = offsets[row] if has_offsets else np.float32(0)
-            for first in range(0, columns, STRIP):
-                at = r * columns + first
+            expand_tile(lead, rest, tile, tile_rows, bits - 1, 1, sketch_table, signs, work)
+        for group in range(0, groups, BLOCK_GROUPS):
+            first = LANES * group
+            multiply_tile(flat_levels, tile_rows, depth, flat_packed, group, products)
+            if has_sketch:
+                multiply_tile(flat_signs, tile_rows, depth, flat_sketch, group, sketch_products)
+            for r in range(tile_rows):
+                row = tile + r
+                offset = offsets[row] if has_offsets else np.float32(0)
+                at = STRIP * r
                 if has_sketch:
                     reached = _score_strip_with_sketch(
-                        flat_products,
-                        at,
-                        flat_sketch_products,
+                        products,
+                        sketch_products,
                         at,
                         flat_sides,
                         columns,
                         first,
-                        scale,
+                        scales[row],
                         sketch_scales[row],
                         offset,
                         multiplier,
                         scores,
                     )
                 else:
+                    scale = scales[row]
                     reached = _score_strip(
-                        flat_products,
-                        at,
-                        flat_products,
-                        at,
-                        flat_sides,
-                        columns,
-                        first,
-                        scale,
-                        np.float32(0),
-                        offset,
-                        multiplier,
-                        scores,
+                        products, products, at, flat_sides, columns, first, scale, scale, offset, multiplier, scores
                     )
                 if reached != 0:
                     row_id = ids[row] if has_ids else first_id + row
@@ -136,7 +134,7 @@ def scan_rows(
     end_tiles()
 
 
-@kernel
+@inner_kernel
 def keep_reached(
     reached: int, first: int, scores: Any, row_id: int, best_scores: Any, best_ids: Any, thresholds: Any
 ) -> None:

@@ -112,9 +112,9 @@ def multiply_block_amx(
     product_at: Any,
     product_stride: Any,
 ) -> Any:
-    """As `make_multiply_block` for 32 rows and 2 groups, depth a multiple of 64.
+    """As `make_multiply_block` for 32 rows and 2 groups, depth a multiple of 64, but for the levels' order.
 
-    Tiles 0-3 hold totals, 4-5 rows, 6-7 queries.
+    levels u8 [2][depth / 64][16][64], halves `stride` apart. Tiles 0-3 hold totals, 4-5 rows, 6-7 queries.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -128,11 +128,11 @@ def multiply_block_amx(
         for number in range(4):
             call(builder, "llvm.x86.tilezero", VOID, [BYTE(number)])
         with cgutils.for_range_slice(builder, LONG(0), v_depth, LONG(64), LONG) as (j, _):
+            step = builder.mul(j, LONG(16))
             for half in range(2):
-                row_at = builder.add(builder.add(v_at, builder.mul(v_stride, LONG(16 * half))), j)
-                tile("tileloadd64", 4 + half, signature.args[0], v_levels, row_at, v_stride)
-                lanes = builder.mul(j, LONG(16))
-                group_at = builder.add(builder.add(v_query_at, builder.mul(v_query_stride, LONG(half))), lanes)
+                row_at = builder.add(builder.add(v_at, builder.mul(v_stride, LONG(half))), step)
+                tile("tileloadd64", 4 + half, signature.args[0], v_levels, row_at, LONG(64))
+                group_at = builder.add(builder.add(v_query_at, builder.mul(v_query_stride, LONG(half))), step)
                 tile("tileloadd64", 6 + half, signature.args[3], v_queries, group_at, LONG(64))
             for row in range(2):
                 for group in range(2):

@@ -23,73 +23,113 @@ from tqindex.kernels.simd import (
     splat,
 )
 
+#: Numbers of leading and other planes that are read together.
+_PLANES = ((1, 0), (2, 0), (2, 1), (2, 2), (2, 6), (0, 1))
 
-def _for_levels(
-    builder: Any, row: Any, width: Any, bits: Any, entries: Any, operations: Operations, use: Callable[..., None]
-) -> None:
+
+class _Row:
+    """One row's planes: the leading ones padded to whole words, the others of `width` bytes each."""
+
+    def __init__(self, context: Any, builder: Any, types_: Any, values: Any) -> None:
+        lead, lead_at, leading, rest, rest_at, others, self.width = values
+        self.lead = address(context, builder, types_[0], lead, lead_at, BYTE)
+        self.rest = address(context, builder, types_[3], rest, rest_at, BYTE)
+        self.leading, self.others = leading, others
+        self.padded = builder.and_(builder.add(self.width, LONG(7)), LONG(-8))
+
+
+def _for_levels(builder: Any, row: _Row, entries: Any, operations: Operations, use: Callable[[Any, Any], None]) -> None:
     """Emit a loop over a row's planes that calls use(levels, i) for the 64 coordinates of bytes i..i + 8."""
-    last = builder.sub(width, LONG(8))
-    for count in (1, 2, 3, 4, 8):
-        wanted = builder.icmp_signed("==", bits, LONG(count))
-        with builder.if_then(wanted), cgutils.for_range_slice(builder, LONG(0), width, LONG(8), LONG) as (i, _):
-            # The last word of a plane is read so that it ends with the plane, and shifted into place.
+    last = builder.sub(row.width, LONG(8))
+
+    def word(pointer: Any, index: Any) -> Any:
+        return load(builder, builder.bitcast(builder.gep(pointer, [index]), LONG.as_pointer()))
+
+    for leading, others in _PLANES:
+        count = leading + others
+        wanted = builder.and_(
+            builder.icmp_signed("==", row.leading, LONG(leading)), builder.icmp_signed("==", row.others, LONG(others))
+        )
+        with builder.if_then(wanted), cgutils.for_range_slice(builder, LONG(0), row.width, LONG(8), LONG) as (i, _):
+            words = [word(row.lead, builder.add(builder.mul(row.padded, LONG(plane)), i)) for plane in range(leading)]
+            # The last word of another plane is read so that it ends with the plane, and shifted into place.
             start = builder.select(builder.icmp_signed("<", i, last), i, last)
             shift = builder.mul(builder.sub(i, start), LONG(8))
+            for plane in range(others):
+                index = builder.add(builder.mul(row.width, LONG(plane)), start)
+                words.append(builder.lshr(word(row.rest, index), shift))
             codes = ir.Constant(BYTES, None)
-            for plane in range(count):
-                index = builder.add(builder.mul(width, LONG(plane)), start)
-                word = load(builder, builder.bitcast(builder.gep(row, [index]), LONG.as_pointer()))
-                mask = operations.spread(builder, builder.lshr(word, shift))
+            for plane, bits in enumerate(words):
                 heavier = builder.add(codes, constant(BYTES, 1 << (count - 1 - plane)))
-                codes = builder.select(mask, heavier, codes)
+                codes = builder.select(operations.spread(builder, bits), heavier, codes)
             use(codes if count == 8 else operations.shuffle(builder, entries, codes), i)
 
 
 def make_expand_row(operations: Operations) -> Any:
     """Return an operation that turns one row's planes into bytes, 64 coordinates at a time.
 
-    expand_row(planes, at, width, bits, table, levels, out_at): planes u8, `bits` planes of `width` >= 8 bytes from
-    `at` on, most significant first; table u8 (64,), four copies of 16 entries, or of any content for 8 bits, whose
-    codes stay as they are; levels u8, written in whole steps of 64.
+    expand_row(lead, lead_at, leading, rest, rest_at, others, width, table, levels, out_at, step): lead u8, `leading`
+    planes padded to whole words; rest u8, `others` further planes of `width` >= 8 bytes (any, if there are none); most
+    significant first; table u8 (64,), four copies of 16 entries, or of any content for 8 bits, whose codes stay as
+    they are; levels u8, written from `out_at` on, 64 at a time, `step` bytes apart.
     """
 
     @intrinsic
     def expand_row(
-        typing_context: Any, planes: Any, at: Any, width: Any, bits: Any, table: Any, levels: Any, out_at: Any
+        typing_context: Any,
+        lead: Any,
+        lead_at: Any,
+        leading: Any,
+        rest: Any,
+        rest_at: Any,
+        others: Any,
+        width: Any,
+        table: Any,
+        levels: Any,
+        out_at: Any,
+        step: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            v_planes, v_at, v_width, v_bits, v_table, v_levels, v_out_at = arguments
-            t_planes, t_table, t_levels = signature.args[0], signature.args[4], signature.args[5]
+            v_table, v_levels, v_out_at, v_step = arguments[7:]
+            t_table, t_levels = signature.args[7:9]
             entries = load(builder, address(context, builder, t_table, v_table, LONG(0), BYTES))
-            row = address(context, builder, t_planes, v_planes, v_at, BYTE)
 
             def write(levels: Any, i: Any) -> None:
-                index = builder.add(v_out_at, builder.mul(i, LONG(8)))
+                index = builder.add(v_out_at, builder.mul(builder.lshr(i, LONG(3)), v_step))
                 builder.store(levels, address(context, builder, t_levels, v_levels, index, BYTES)).align = 1
 
-            _for_levels(builder, row, v_width, v_bits, entries, operations, write)
+            _for_levels(builder, _Row(context, builder, signature.args, arguments[:7]), entries, operations, write)
             return context.get_dummy_value()
 
         index = types.intp
-        return types.void(planes, index, index, index, table, levels, index), codegen
+        return types.void(lead, index, index, rest, index, index, index, table, levels, index, index), codegen
 
     return expand_row
-
-
-# --- scores ---------------------------------------------------------------------------------------------------------
 
 
 def make_dot_row(operations: Operations) -> Any:
     """Return an operation that multiplies one row's levels with one query, straight from the planes.
 
-    dot_row(planes, at, width, bits, table, query) -> i32; planes and table as `make_expand_row`, query i8 (depth,).
+    dot_row(lead, lead_at, leading, rest, rest_at, others, width, table, query) -> i32; planes and table as
+    `make_expand_row`, query i8 (depth,).
     """
 
     @intrinsic
-    def dot_row(typing_context: Any, planes: Any, at: Any, width: Any, bits: Any, table: Any, query: Any) -> Any:
+    def dot_row(
+        typing_context: Any,
+        lead: Any,
+        lead_at: Any,
+        leading: Any,
+        rest: Any,
+        rest_at: Any,
+        others: Any,
+        width: Any,
+        table: Any,
+        query: Any,
+    ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            v_planes, v_at, v_width, v_bits, v_table, v_query = arguments
-            t_query = signature.args[5]
+            v_table, v_query = arguments[7:]
+            t_table, t_query = signature.args[7:]
             total = cgutils.alloca_once_value(builder, ir.Constant(INTS, None))
             builder.store(ir.Constant(INTS, None), total)
 
@@ -98,15 +138,17 @@ def make_dot_row(operations: Operations) -> Any:
                 part = load(builder, address(context, builder, t_query, v_query, index, BYTES))
                 builder.store(operations.dot4(builder, builder.load(total), levels, part), total)
 
-            entries = load(builder, address(context, builder, signature.args[4], v_table, LONG(0), BYTES))
-            row = address(context, builder, signature.args[0], v_planes, v_at, BYTE)
-            _for_levels(builder, row, v_width, v_bits, entries, operations, add)
+            entries = load(builder, address(context, builder, t_table, v_table, LONG(0), BYTES))
+            _for_levels(builder, _Row(context, builder, signature.args, arguments[:7]), entries, operations, add)
             return call(builder, "llvm.vector.reduce.add.v16i32", INT, [builder.load(total)])
 
         index = types.intp
-        return types.int32(planes, index, index, index, table, query), codegen
+        return types.int32(lead, index, index, rest, index, index, index, table, query), codegen
 
     return dot_row
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
 
 
 #: Queries that `score_strip` scores at once.
@@ -116,10 +158,10 @@ STRIP = 32
 def make_score_strip(with_sketch: bool) -> Any:
     """Return an operation that scores one row against STRIP queries and compares with their thresholds.
 
-    score_strip(products, at, sketch_products, sketch_at, sides, columns, first, scale, sketch_scale, offset,
-    multiplier, scores) -> bits of the queries whose score reaches the threshold. products i32, from element `at`;
-    sides f32 [6][columns]: steps, biases, thresholds, sketch steps, and, as i32, shifts and sketch shifts; scores
-    f32 (STRIP,), written.
+    score_strip(products, sketch_products, at, sides, columns, first, scale, sketch_scale, offset, multiplier, scores)
+    -> bits of the queries whose score reaches the threshold. products i32, from element `at`; sides f32 [6][columns]:
+    steps, biases, thresholds, sketch steps, and, as i32, shifts and sketch shifts; multiplier 1 or 2; scores f32
+    (STRIP,), written if any threshold is reached.
 
     score = ((scale * (step * P) [+ sketch_scale * (sketch_step * J)]) + offset) + bias, each step rounded to f32.
     """
@@ -128,9 +170,8 @@ def make_score_strip(with_sketch: bool) -> Any:
     def score_strip(
         typing_context: Any,
         products: Any,
-        at: Any,
         sketch_products: Any,
-        sketch_at: Any,
+        at: Any,
         sides: Any,
         columns: Any,
         first: Any,
@@ -141,41 +182,43 @@ def make_score_strip(with_sketch: bool) -> Any:
         scores: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            v_products, v_at, v_sketch, v_sketch_at, v_sides, v_columns, v_first = arguments[:7]
-            v_scale, v_sketch_scale, v_offset, v_multiplier, v_scores = arguments[7:]
-            t_products, t_sketch, t_sides, t_scores = (signature.args[i] for i in (0, 2, 4, 11))
+            v_products, v_sketch, v_at, v_sides, v_columns, v_first = arguments[:6]
+            v_scale, v_sketch_scale, v_offset, v_multiplier, v_scores = arguments[6:]
+            t_products, t_sketch, t_sides, t_scores = (signature.args[i] for i in (0, 1, 3, 10))
 
             def side(number: int, lane: int, vector: Any) -> Any:
                 index = builder.add(builder.mul(v_columns, LONG(number)), builder.add(v_first, LONG(lane)))
                 return load(builder, address(context, builder, t_sides, v_sides, index, vector))
 
-            def term(t_array: Any, array: Any, index: Any, factor: Any, step: Any, shift: Any, weight: Any) -> Any:
+            def term(t_array: Any, array: Any, lane: int, doubled: Any, step: Any, shift: Any, weight: Any) -> Any:
+                index = builder.add(v_at, LONG(lane))
                 product = load(builder, address(context, builder, t_array, array, index, INTS))
-                wanted = builder.add(builder.mul(product, splat(builder, factor, INTS)), shift)
+                wanted = builder.add(builder.shl(product, splat(builder, doubled, INTS)), shift)
                 scaled = builder.fmul(step, builder.sitofp(wanted, FLOATS))
                 return builder.fmul(splat(builder, weight, FLOATS), scaled)
 
-            multiplier_int = builder.trunc(v_multiplier, INT)
-            reached: Any = INT(0)
+            doubled = builder.trunc(builder.sub(v_multiplier, LONG(1)), INT)
+            reached, halves = INT(0), []
             for lane in range(0, STRIP, 16):
-                index = builder.add(v_at, LONG(lane))
-                score = term(
-                    t_products, v_products, index, multiplier_int, side(0, lane, FLOATS), side(4, lane, INTS), v_scale
-                )
+                steps, shifts = side(0, lane, FLOATS), side(4, lane, INTS)
+                score = term(t_products, v_products, lane, doubled, steps, shifts, v_scale)
                 if with_sketch:
-                    index = builder.add(v_sketch_at, LONG(lane))
                     steps, shifts = side(3, lane, FLOATS), side(5, lane, INTS)
-                    sketch = term(t_sketch, v_sketch, index, INT(2), steps, shifts, v_sketch_scale)
+                    sketch = term(t_sketch, v_sketch, lane, INT(1), steps, shifts, v_sketch_scale)
                     score = builder.fadd(score, sketch)
                 score = builder.fadd(score, splat(builder, v_offset, FLOATS))
                 score = builder.fadd(score, side(1, lane, FLOATS))
-                builder.store(score, address(context, builder, t_scores, v_scores, LONG(lane), FLOATS)).align = 4
+                halves.append(score)
                 hits = builder.bitcast(builder.fcmp_ordered(">=", score, side(2, lane, FLOATS)), ir.IntType(16))
                 reached = builder.or_(reached, builder.shl(builder.zext(hits, INT), INT(lane)))
+            with builder.if_then(builder.icmp_unsigned("!=", reached, INT(0)), likely=False):
+                for half, score in enumerate(halves):
+                    target = address(context, builder, t_scores, v_scores, LONG(16 * half), FLOATS)
+                    builder.store(score, target).align = 4
             return reached
 
         index, real = types.intp, types.float32
-        arguments = (products, index, sketch_products, index, sides, index, index, real, real, real, index, scores)
+        arguments = (products, sketch_products, index, sides, index, index, real, real, real, index, scores)
         return types.uint32(*arguments), codegen
 
     return score_strip

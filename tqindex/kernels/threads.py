@@ -36,6 +36,10 @@ def run_parallel(tasks: Sequence[_Task], threads: int, work: Callable[[int, _Tas
     Returns when all are done. An exception, Ctrl-C among them, stops every worker before its next task.
     """
     workers = min(threads, len(tasks))
+    if workers <= 1:
+        for task in tasks:
+            work(0, task)
+        return
     stop = Event()
 
     def run(worker: int) -> None:
@@ -44,9 +48,6 @@ def run_parallel(tasks: Sequence[_Task], threads: int, work: Callable[[int, _Tas
                 return
             work(worker, task)
 
-    if workers <= 1:
-        run(0) if workers else None
-        return
     futures: list[Future[None]] = []
     try:
         futures = [_pool().submit(run, worker) for worker in range(1, workers)]

@@ -14,9 +14,10 @@ import numpy.typing as npt
 from safetensors.numpy import save
 
 from tqindex.codec import Codec
+from tqindex.codec.packing import BLOCK, row_places
 from tqindex.errors import CorruptIndexError
 from tqindex.index.segments import NO_IDS, ROW_MULTIPLE, Segment
-from tqindex.kernels.rows import EncodedRows
+from tqindex.kernels.rows import StoredRows
 from tqindex.storage.files import storage_errors
 from tqindex.storage.manifest import SegmentEntry
 
@@ -29,14 +30,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("<u1"), "F32": np.dtype("<f4
 def segment_content(segment: Segment) -> list[bytes | memoryview]:
     """Return a segment as the content of a file, in pieces; rows are padded with zeros to a multiple of 64."""
     padded = -(-segment.n // ROW_MULTIPLE) * ROW_MULTIPLE
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "planes": segment.rows.planes,
-        "scales": segment.rows.scales,
-        "sketch_scales": segment.rows.sketch_scales,
-        "offsets": segment.rows.offsets,
-        "ids": segment.ids,
-    }
-    tensors = {name: _pad_rows(tensor, segment.n, padded) for name, tensor in arrays.items() if tensor.size}
+    arrays = {**segment.rows.arrays(), "ids": segment.ids}
+    tensors = {name: _pad_rows(name, tensor, segment.n, padded) for name, tensor in arrays.items() if tensor.size}
     content = memoryview(save(tensors))
     start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
     spaces = b" " * (-start % _ALIGNMENT)  # the format allows them at the end of the header
@@ -44,13 +39,27 @@ def segment_content(segment: Segment) -> list[bytes | memoryview]:
     return [length.to_bytes(_LENGTH_BYTES, "little"), content[_LENGTH_BYTES:start], spaces, content[start:]]
 
 
-def _pad_rows(tensor: npt.NDArray[Any], n: int, padded: int) -> npt.NDArray[Any]:
-    """Rows past n may hold what an add that failed left there."""
+def _pad_rows(name: str, tensor: npt.NDArray[Any], n: int, padded: int) -> npt.NDArray[Any]:
+    """Cut to `padded` rows; rows past n may hold what an add that failed left there."""
+    if name == "lead":
+        return _pad_blocks(tensor, n, padded)
     rows = tensor[:padded]
     if rows[n:].any():
         rows = rows.copy()
         rows[n:] = 0
     return rows
+
+
+def _pad_blocks(lead: npt.NDArray[np.uint8], n: int, padded: int) -> npt.NDArray[np.uint8]:
+    """The same for planes by blocks of rows."""
+    used, width = -(-n // BLOCK), lead.shape[2] // BLOCK
+    blocks = np.ascontiguousarray(lead[:, : padded // BLOCK])
+    strange = row_places(width)[n % BLOCK :].ravel() if n % BLOCK else np.empty(0, np.int64)
+    if blocks[:, used:].any() or blocks[:, used - 1, strange].any():
+        blocks = blocks.copy()
+        blocks[:, used:] = 0
+        blocks[:, used - 1, strange] = 0
+    return blocks
 
 
 def read_segment(directory: Path, entry: SegmentEntry, codec: Codec, metric: str, mmap: bool) -> Segment:
@@ -67,13 +76,12 @@ def read_segment(directory: Path, entry: SegmentEntry, codec: Codec, metric: str
     content = _open(path, entry, mmap)
     tensors = _parse(path, content)
     padded = -(-entry.n // ROW_MULTIPLE) * ROW_MULTIPLE
-    form = EncodedRows.allocate(codec, metric, 1)
-    rows = EncodedRows(
-        _take(path, tensors, "planes", np.uint8, (padded, form.planes.shape[1])),
-        _take(path, tensors, "scales", np.float32, (padded,)),
-        _take(path, tensors, "sketch_scales", np.float32, (padded * len(form.sketch_scales),)),
-        _take(path, tensors, "offsets", np.float32, (padded * len(form.offsets),)),
-    )
+    arrays = {}
+    for name, one in StoredRows.allocate(codec, metric, BLOCK).arrays().items():
+        shape = list(one.shape)
+        shape[1 if name == "lead" else 0] *= padded // BLOCK
+        arrays[name] = _take(path, tensors, name, one.dtype, tuple(shape))
+    rows = StoredRows(**arrays)
     ids = NO_IDS if entry.first_id is not None else _take(path, tensors, "ids", np.int64, (padded,))
     return Segment(rows, ids, entry.first_id or 0, entry.n, entry.file)
 
@@ -115,7 +123,7 @@ def _view(data: npt.NDArray[np.uint8], dtype: str, shape: list[int], data_offset
 
 
 def _take(
-    path: Path, tensors: dict[str, npt.NDArray[Any]], name: str, dtype: type, shape: tuple[int, ...]
+    path: Path, tensors: dict[str, npt.NDArray[Any]], name: str, dtype: npt.DTypeLike, shape: tuple[int, ...]
 ) -> npt.NDArray[Any]:
     if 0 in shape:
         return np.empty(shape, dtype)

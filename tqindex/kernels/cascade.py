@@ -1,0 +1,270 @@
+"""The scan for one query: planes are read most significant first, and most rows are given up after one or two.
+
+A row is kept while its bound (`tqindex.codec.refinement`) reaches the k-th best score so far; the rows that are left
+are scored in full, float for float as `Codec.scores` does. Without stages every row is scored in full.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from tqindex.codec.packing import BLOCK
+from tqindex.kernels.compile import inner_kernel, kernel
+from tqindex.kernels.layout import load_lead, padded_width
+from tqindex.kernels.product import multiply_row, split_planes
+from tqindex.kernels.scan import NO_ID, is_better, push
+from tqindex.kernels.simd_count import STREAMS, count_blocks, make_reach_blocks, prefetch
+
+# Numba's types give intrinsics the arguments of their code generators.
+_count_blocks: Any = count_blocks
+_reach_without_offsets, _reach_with_offsets = make_reach_blocks(False), make_reach_blocks(True)
+_prefetch: Any = prefetch
+#: One block in so many is scanned first, for a threshold to begin with.
+_SAMPLE = 64
+#: Above this share of rows scored in full, the planes are not worth reading first (measured: see `docs` of the scan).
+_MOST_SCORED = 0.5
+#: Blocks that go through the stages together; at first, when no threshold is known, this many pairs.
+_BATCH, _FIRST_BATCH = 128, 1
+#: What float32 sums of scores may differ by, relative to their largest part.
+_SLACK = np.float32(2.0**-21)
+_ALL, _BLOCK_ROWS = np.uint32(2 ** (BLOCK * STREAMS) - 1), np.uint32(2**BLOCK - 1)
+#: Where more than this share of blocks is left by the first plane, both planes are counted together; one batch in so
+#: many is counted apart, to see whether that is still so.
+_MOST_KEPT, _TRY_APART = 0.5, 16
+#: What is kept of a block between the stages: its number, where its counts stand, and its rows as bits.
+_BLOCKS, _COUNTS_AT, _MASKS = range(3)
+#: Weights of a stage's bound.
+_WEIGHTS = 4
+
+
+@kernel
+def scan_rows_single(
+    rows: Any,
+    first_id: int,
+    start: int,
+    stop: int,
+    tables: Any,
+    query: Any,
+    stages: Any,
+    best_scores: Any,
+    best_ids: Any,
+) -> int:
+    """Score rows start..stop, start a multiple of 8, and update the best k; returns how many were scored in full.
+
+    rows : as `tqindex.kernels.scan.scan_rows`
+    tables : (bits, table, sketch_table)
+    query : (levels, sketch_levels, multiplier, shift, sketch_shift, step, sketch_step, bias), levels i8 (depth,)
+    stages : (slices, weights), as `count_blocks` and `make_reach_blocks` take them; no weights: no stages
+    best_scores, best_ids : (1, k), heaps as `push` keeps them
+    """
+    lead, rest = rows[:2]
+    k, width = best_scores.shape[1], lead.shape[2] // BLOCK
+    # Flat arrays, since every reshape within a loop would cost a call.
+    flat = lead.reshape(lead.size), rest.reshape(rest.size), rows[2], rows[3], rows[4], rows[5]
+    shape = lead.shape[0], lead.shape[1], lead.shape[2], rest.shape[1]
+    kept, wanted = np.empty((3, _BATCH), np.int64), np.empty(_BATCH * BLOCK, np.int64)
+    counts, second_counts = np.zeros(_BATCH * BLOCK, np.int32), np.zeros(BLOCK * STREAMS, np.int32)
+    planes, levels = np.zeros(lead.shape[0] * padded_width(width), np.uint8), np.zeros(query[0].shape[0], np.uint8)
+    scratch = kept, wanted, counts, second_counts, planes, levels
+    # A sample first, for a threshold to begin with; its rows come again.
+    sample = np.full((1, k), -np.inf, np.float32), np.full((1, k), NO_ID, np.int64)
+    step = _SAMPLE if stages[1].size > 0 and best_scores[0, 0] == -np.inf else 1
+    scored = 0
+    while True:
+        best = sample if step > 1 else (best_scores, best_ids)
+        floor = sample[0][0, 0]
+        scored += _scan_blocks(flat, shape, first_id, start, stop, step, tables, query, stages, floor, best, scratch)
+        if step == 1:
+            return scored
+        step = 1
+
+
+@inner_kernel
+def _scan_blocks(
+    rows: Any,
+    shape: Any,
+    first_id: int,
+    start: int,
+    stop: int,
+    step: int,
+    tables: Any,
+    query: Any,
+    stages: Any,
+    floor: Any,
+    best: Any,
+    scratch: Any,
+) -> int:
+    """As `scan_rows_single` for every `step`-th block; rows that score less than `floor` are of no interest.
+
+    rows: flat arrays; shape: (leading planes, blocks, bytes of a block, bytes of a row of `rest`).
+
+    Blocks go through the stages in batches, so that what a later stage reads is asked for in time.
+    """
+    first_block = start // BLOCK
+    count = ((stop + BLOCK - 1) // BLOCK - first_block + step - 1) // step
+    half = (count + 1) // STREAMS
+    n_stages = stages[1].shape[0] // _WEIGHTS
+    k = best[0].shape[1]
+    scored, last, batch, batches, together = 0, 0, _FIRST_BATCH, 0, False
+    while last < half:
+        first, last = last, min(last + batch, half)
+        batch = min(2 * batch, _BATCH // STREAMS)  # a threshold is soon had
+        batches += 1
+        if batches % _TRY_APART == 0:
+            together = False
+        threshold = _lowered(max(floor, best[0][0, 0]), query[7])
+        found = 0
+        for j in range(first, last):
+            a, b = first_block + step * j, first_block + step * min(half + j, count - 1)
+            at = BLOCK * STREAMS * (j - first)
+            if n_stages == 0:
+                mask = _ALL
+            elif together:
+                mask = _count_both(rows, shape, a, b, at, stages, threshold, scratch)
+            else:
+                mask = _count_first(rows, shape, a, b, at, stages, threshold, scratch)
+            found = _keep(a, mask & _BLOCK_ROWS, at, found, scratch)
+            if half + j < count:
+                found = _keep(b, mask >> BLOCK, at + BLOCK, found, scratch)
+        if n_stages > 1 and not together:
+            together = found > _MOST_KEPT * STREAMS * (last - first)
+            _count_second(rows, shape, found, stages, threshold, scratch)
+        n_wanted = _list_rows(rows, shape, found, stop, scratch)
+        _score_rows(rows, shape, first_id, n_wanted, tables, query, best, scratch)
+        scored += n_wanted
+        if last >= _BATCH and scored - k > _MOST_SCORED * BLOCK * STREAMS * last:
+            n_stages = 0
+    return scored
+
+
+@inner_kernel
+def _keep(block: int, mask: Any, at: int, found: int, scratch: Any) -> int:
+    """Note a block whose rows `mask` are left and whose counts stand from `at` on; returns the number noted."""
+    kept = scratch[0]
+    if mask == 0:
+        return found
+    kept[_BLOCKS, found], kept[_COUNTS_AT, found], kept[_MASKS, found] = block, at, mask
+    return found + 1
+
+
+@inner_kernel
+def _count_first(rows: Any, shape: Any, a: int, b: int, at: int, stages: Any, threshold: Any, scratch: Any) -> Any:
+    """Return which rows of blocks a and b reach the threshold by the first plane, as bits; counts stay at `at`."""
+    lead, counts, second_counts, block_bytes = rows[0], scratch[2], scratch[3], shape[2]
+    _count_blocks(lead, a * block_bytes, b * block_bytes, block_bytes // BLOCK, stages[0], counts, at)
+    mask = _reach(counts, at, at + BLOCK, second_counts, rows, a, b, stages[1], 0, threshold)
+    if shape[0] > 1:
+        if mask & _BLOCK_ROWS != 0:
+            _prefetch(lead, (shape[1] + a) * block_bytes, block_bytes)
+        if mask >> BLOCK != 0:
+            _prefetch(lead, (shape[1] + b) * block_bytes, block_bytes)
+    return mask
+
+
+@inner_kernel
+def _count_both(rows: Any, shape: Any, a: int, b: int, at: int, stages: Any, threshold: Any, scratch: Any) -> Any:
+    """The same by both leading planes."""
+    lead, counts, second_counts = rows[0], scratch[2], scratch[3]
+    blocks, block_bytes = shape[1], shape[2]
+    width = block_bytes // BLOCK
+    _count_blocks(lead, a * block_bytes, b * block_bytes, width, stages[0], counts, at)
+    _count_blocks(lead, (blocks + a) * block_bytes, (blocks + b) * block_bytes, width, stages[0], second_counts, 0)
+    return _reach(counts, at, at + BLOCK, second_counts, rows, a, b, stages[1], 1, threshold)
+
+
+@inner_kernel
+def _count_second(rows: Any, shape: Any, found: int, stages: Any, threshold: Any, scratch: Any) -> None:
+    """Strike the rows of noted blocks that do not reach the threshold by both leading planes."""
+    lead, kept, counts, second_counts = rows[0], scratch[0], scratch[2], scratch[3]
+    blocks, block_bytes = shape[1], shape[2]
+    for i in range(0, found, STREAMS):
+        other = min(i + 1, found - 1)
+        a, b = kept[_BLOCKS, i], kept[_BLOCKS, other]
+        at_a, at_b = (blocks + a) * block_bytes, (blocks + b) * block_bytes
+        _count_blocks(lead, at_a, at_b, block_bytes // BLOCK, stages[0], second_counts, 0)
+        mask = _reach(
+            counts, kept[_COUNTS_AT, i], kept[_COUNTS_AT, other], second_counts, rows, a, b, stages[1], 1, threshold
+        )
+        kept[_MASKS, i] &= mask & _BLOCK_ROWS
+        if other != i:
+            kept[_MASKS, other] &= mask >> BLOCK
+
+
+@inner_kernel
+def _list_rows(rows: Any, shape: Any, found: int, stop: int, scratch: Any) -> int:
+    """List the rows of kept blocks that are left, those before `stop`; returns how many."""
+    kept, wanted, rest_bytes = scratch[0], scratch[1], shape[3]
+    n_wanted = 0
+    for i in range(found):
+        for lane in range(BLOCK):
+            row = BLOCK * kept[_BLOCKS, i] + lane
+            if (kept[_MASKS, i] >> lane) & 1 and row < stop:
+                wanted[n_wanted] = row
+                n_wanted += 1
+                _prefetch(rows[1], row * rest_bytes, rest_bytes)
+    return n_wanted
+
+
+@inner_kernel
+def _reach(
+    first: Any,
+    at_a: int,
+    at_b: int,
+    second: Any,
+    rows: Any,
+    a: int,
+    b: int,
+    weights: Any,
+    stage: int,
+    threshold: Any,
+) -> Any:
+    """The rows of blocks a and b whose bound reaches the threshold, as bits; first, second: counts of the planes."""
+    scales, offsets = rows[2], rows[4]
+    row, other = BLOCK * a, BLOCK * b
+    at = _WEIGHTS * stage
+    w0, w1, w2, w3 = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
+    if offsets.shape[0] > 0:
+        return _reach_with_offsets(first, at_a, at_b, second, 0, scales, offsets, row, other, w0, w1, w2, w3, threshold)
+    return _reach_without_offsets(first, at_a, at_b, second, 0, scales, offsets, row, other, w0, w1, w2, w3, threshold)
+
+
+@inner_kernel
+def _lowered(threshold: Any, bias: Any) -> Any:
+    """The threshold of bounds, which lack the query's bias."""
+    return np.float32(threshold - bias - _SLACK * (abs(threshold) + abs(bias)))
+
+
+@inner_kernel
+def _score_rows(
+    rows: Any, shape: Any, first_id: int, n_wanted: int, tables: Any, query: Any, best: Any, scratch: Any
+) -> None:
+    """Score the listed rows in full and keep the best."""
+    lead, rest, scales, sketch_scales, offsets, ids = rows
+    bits, table, sketch_table = tables
+    query_levels, sketch_levels, multiplier, shift, sketch_shift, step, sketch_step, bias = query
+    best_scores, best_ids = best
+    _, wanted, _, _, planes, levels = scratch
+    n_planes, blocks, block_bytes, rest_bytes = shape
+    width = block_bytes // BLOCK
+    has_sketch, has_offsets, has_ids = sketch_scales.shape[0] > 0, offsets.shape[0] > 0, ids.shape[0] > 0
+    leading, others, _ = split_planes(n_planes, 0, bits)
+    sketch_leading, sketch_others, skipped = split_planes(n_planes, bits - 1, 1)
+    for i in range(n_wanted):
+        row = wanted[i]
+        load_lead(lead, n_planes, blocks, block_bytes, row, planes)
+        at = row * rest_bytes
+        product = multiply_row(planes, 0, leading, rest, at, others, width, table, query_levels, levels)
+        score = scales[row] * (step * np.float32(np.int32(multiplier * product + shift)))
+        if has_sketch:
+            lead_at, at = (bits - 1) * padded_width(width), at + skipped * width
+            signs = multiply_row(
+                planes, lead_at, sketch_leading, rest, at, sketch_others, width, sketch_table, sketch_levels, levels
+            )
+            score += sketch_scales[row] * (sketch_step * np.float32(np.int32(2 * signs + sketch_shift)))
+        if has_offsets:
+            score += offsets[row]
+        score += bias
+        if score >= best_scores[0, 0]:
+            row_id = ids[row] if has_ids else first_id + row
+            if is_better(score, row_id, best_scores[0, 0], best_ids[0, 0]):
+                push(best_scores, best_ids, 0, score, row_id)

@@ -1,0 +1,60 @@
+"""Coarse queries for the cascade: a query's levels at 4 bits, cut into bit slices, and the weights of the bounds."""
+
+from typing import Any
+
+import numpy as np
+
+from tqindex.kernels.compile import kernel
+from tqindex.kernels.simd_count import SLICES
+
+#: Step of a coarse query's levels in units of its root mean square: the best uniform step of 15 levels for N(0, 1).
+_STEP = 0.335
+_MOST = 2 ** (SLICES - 1) - 1
+#: What float32 scores may differ by, relative to the largest that a row could reach.
+_SLACK = 2.0**-20
+#: Columns of `stages`: v of the lowest group, what the first and the second plane's bit add to it, kappa, sigma^2 and
+#: E[v^2] (`tqindex.codec.refinement`).
+LOWEST, FIRST_GAP, SECOND_GAP, KAPPA, VARIANCE, POWER = range(6)
+
+
+@kernel
+def coarsen_query(
+    levels: Any, dim: int, scale: float, deviations: float, stages: Any, slices: Any, weights: Any
+) -> None:
+    """Write a query's bit slices and the weights of its bounds.
+
+    The coarse query c times `unit` stands for the query's levels l; the unit makes the rest l - unit c orthogonal to
+    l, so that it adds to the variance of the bounds but not to their mean.
+
+    levels : i8 (depth,), scale * levels is R q'
+    deviations : of the bounds' margin, in standard deviations
+    stages : float64 (stages, 6)
+    slices, weights : u64 (depth / 64 * SLICES,) and f32 (4 * stages,), zeroed, written as
+        `tqindex.kernels.simd_count` takes them
+    """
+    squares: Any = 0
+    for j in range(dim):
+        squares += np.int64(levels[j]) * np.int64(levels[j])
+    step = _STEP * np.sqrt(max(squares, 1) / dim)
+    along: Any = 0
+    coarse_squares: Any = 0
+    total: Any = 0
+    for j in range(dim):
+        coarse = np.int64(min(max(np.rint(levels[j] / step), -_MOST), _MOST))
+        along += coarse * np.int64(levels[j])
+        coarse_squares += coarse * coarse
+        total += coarse
+        for s in range(SLICES):
+            bit = np.uint64((coarse >> s) & 1)
+            slices[j // 64 * SLICES + s] |= bit << np.uint64(j % 64)
+    unit = squares / along if along > 0 else 0.0
+    rest = max(unit * unit * coarse_squares - squares, 0.0)
+    for stage in range(stages.shape[0]):
+        known = stages[stage]
+        factor = scale * known[KAPPA] * unit
+        variance = known[VARIANCE] * squares + known[KAPPA] ** 2 * known[POWER] * rest
+        margin = deviations * np.sqrt(variance * dim / (dim - 1.0)) + _SLACK * np.sqrt(np.float64(squares * dim))
+        weights[4 * stage] = factor * known[FIRST_GAP]
+        weights[4 * stage + 1] = factor * known[SECOND_GAP]
+        weights[4 * stage + 2] = factor * known[LOWEST] * total + scale * margin
+        weights[4 * stage + 3] = _SLACK
