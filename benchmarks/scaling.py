@@ -38,9 +38,7 @@ def main(sizes: tuple[int, ...], repeats: int) -> None:
 
 
 def _growth(rng: np.random.Generator, sizes: tuple[int, ...], repeats: int) -> None:
-    print(
-        "| n (d = 100, 4 bits) | batch, queries/s x n / 1e6 | single, ns per vector | bytes per vector: counted | resident |"
-    )
+    print("| n (d = 100, 4 bits) | batch, queries/s x n / 1e6 | single, ns per vector | bytes, counted | resident |")
     print("|---|---|---|---|---|")
     queries = _vectors(rng, _BATCH, 100)
     for n in sizes:

@@ -302,7 +302,7 @@ def test_warmup_leaves_nothing_to_compile(tmp_path, write_ann):
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
 
     def kept():
-        return {path.name for path in (tmp_path / "kernels").rglob("*.nbc")}
+        return {path.name for path in (tmp_path / "kernels").rglob("*.kernel")}
 
     assert "ready in" in run("warmup")
     before = kept()

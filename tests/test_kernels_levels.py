@@ -41,18 +41,29 @@ def test_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         cpu.simd_level.cache_clear()
 
 
+def levels_of(monkeypatch: pytest.MonkeyPatch, *features: str, platform: str = "linux", machine: str = "") -> Any:
+    """Return the levels of a CPU with these features."""
+    monkeypatch.setattr(cpu.llvm, "get_host_cpu_features", lambda: dict.fromkeys(features, True) | {"sve": False})
+    monkeypatch.setattr(cpu.sys, "platform", platform)
+    monkeypatch.setattr(cpu.platform, "machine", lambda: machine)
+    return cpu.available_levels.__wrapped__()
+
+
 def test_a_process_without_tile_permission_gets_the_next_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    features: dict[str, bool] = dict.fromkeys(set().union(*cpu._FEATURES.values()), True)
-    monkeypatch.setattr(cpu.llvm, "get_host_cpu_features", lambda: features)
-    monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
-    levels: Any = cpu.available_levels.__wrapped__
+    features = set().union(*(cpu._FEATURES[level] for level in ("amx", "avx512", "avx2")))
     for allowed, best in ((True, "amx"), (False, "avx512")):
         monkeypatch.setattr(cpu, "_may_use_tiles", lambda allowed=allowed: allowed)
-        assert levels()[0] == best
-    features["avx512vnni"] = False
-    assert levels() == ("avx2", "portable")
-    monkeypatch.setattr(cpu.platform, "machine", lambda: "aarch64")
-    assert levels() == ("portable",)
+        assert levels_of(monkeypatch, *features)[0] == best
+    assert levels_of(monkeypatch, *features - {"avx512vnni"}) == ("avx2", "portable")
+    assert levels_of(monkeypatch, "sse2") == ("portable",)
+
+
+def test_levels_of_arm(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert levels_of(monkeypatch, "neon", "dotprod", "i8mm", "sve2") == ("i8mm", "dotprod", "portable")
+    assert levels_of(monkeypatch, "neon", "dotprod") == ("dotprod", "portable")
+    assert levels_of(monkeypatch, "neon") == ("portable",)
+    assert levels_of(monkeypatch, platform="darwin", machine="arm64") == ("dotprod", "portable")
+    assert levels_of(monkeypatch, platform="darwin", machine="x86_64") == ("portable",)
 
 
 GENERIC = """

@@ -1,14 +1,11 @@
-"""The thread pool and the folder of compiled kernels."""
+"""The thread pool."""
 
 import threading
 import time
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tqindex.errors import ArgumentError
-from tqindex.kernels import compile as compiling
 from tqindex.kernels.threads import available_threads, check_threads, run_parallel
 
 
@@ -71,48 +68,3 @@ def test_thread_numbers_are_checked() -> None:
     for threads in (0, -1, 1025, 1.5, True):
         with pytest.raises(ArgumentError, match="threads must be"):
             check_threads(threads)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def fresh_cache(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return cache_folder without its memory, under the given environment."""
-
-    def ask(**variables: str) -> Path | None:
-        for name in ("TQINDEX_CACHE_DIR", "XDG_CACHE_HOME"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        return compiling.cache_folder.__wrapped__()
-
-    return ask
-
-
-def test_cache_folder_is_private_and_named_by_the_sources(fresh_cache: Any, tmp_path: Path) -> None:
-    folder = fresh_cache(TQINDEX_CACHE_DIR=str(tmp_path / "a"))
-    assert folder == tmp_path / "a" / f"kernels-{compiling._source_hash()[:16]}-{compiling.simd_level()}"
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert fresh_cache(XDG_CACHE_HOME=str(tmp_path / "b")).parent == tmp_path / "b" / "tqindex"
-    assert fresh_cache(HOME=str(tmp_path / "c")).parent == tmp_path / "c" / ".cache" / "tqindex"
-
-
-def test_a_folder_that_others_can_write_is_not_used(fresh_cache: Any, tmp_path: Path, caplog: Any) -> None:
-    folder = fresh_cache(TQINDEX_CACHE_DIR=str(tmp_path))
-    folder.chmod(0o770)
-    assert fresh_cache(TQINDEX_CACHE_DIR=str(tmp_path)) is None
-    assert "not private and writable" in caplog.text
-
-
-def test_no_folder_is_said_and_survived(fresh_cache: Any, tmp_path: Path, caplog: Any) -> None:
-    (tmp_path / "file").write_text("in the way")
-    assert fresh_cache(TQINDEX_CACHE_DIR=str(tmp_path / "file")) is None
-    assert "compiled kernels are not kept" in caplog.text
-
-
-def test_kernels_are_kept_and_found_again(run_python: Any, tmp_path: Path) -> None:
-    code = (
-        "from tqindex.kernels.rotate import walsh_hadamard as kernel; import numpy as np\n"
-        "x = np.repeat(np.arange(4, dtype=np.float32), 16); kernel(x, 0, 4); "
-        "print(x[::16].tolist(), sum(kernel.stats.cache_hits.values()))"
-    )
-    for hits in (0, 1):
-        assert run_python("-c", code, TQINDEX_CACHE_DIR=str(tmp_path)) == f"[6.0, -2.0, -4.0, 0.0] {hits}\n"

@@ -11,7 +11,6 @@ Importing the package loads NumPy only; the rest is loaded when it is first used
 
 import importlib
 import logging
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from tqindex import errors
@@ -37,6 +36,8 @@ logging.getLogger("tqindex").addHandler(logging.NullHandler())
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("tqindex")
     if name not in _HOMES:
         raise AttributeError(f"module 'tqindex' has no attribute {name!r}")

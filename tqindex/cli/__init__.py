@@ -1,5 +1,6 @@
 """The `tqindex` command."""
 
+import logging
 import signal
 import sys
 from typing import Any
@@ -12,6 +13,7 @@ _TERMINATED = 143
 def main() -> None:
     """Run the command; errors are one line on stderr and exit code 2, 130 after Ctrl-C."""
     signal.signal(signal.SIGTERM, _terminate)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")  # modules warn while they load
     try:
         from tqindex.cli.command import run
 

@@ -1,6 +1,5 @@
 """Commands: thin over the library."""
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +29,6 @@ _INTERRUPTED = 130
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return the exit code: 0, 2 for wrong input, 130 after Ctrl-C."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         code = cli.main(args=arguments, prog_name="tqindex", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

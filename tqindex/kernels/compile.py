@@ -2,34 +2,46 @@
 
 Numba's own cache sits beside the source, misses a change in another file that a kernel calls, and its entries are
 pickles. Ours is a private folder, named by a hash of all kernel sources and the versions of Numba and llvmlite, and by
-the SIMD level. Where no such folder can be had, kernels are compiled in memory in every process, and the log says so.
+the SIMD level; an entry's name tells the CPU, its content is checked. Where no such folder can be had, or it cannot be
+written, kernels are compiled in memory in every process, and the log says so.
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
 import os
+import pickle
+import secrets
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import llvmlite
 import numba
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.compiler import CompileResult
+from numba.core.runtime import nrt
+from numba.core.serialize import dumps
 
 from tqindex.kernels.cpu import simd_level
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_CompileResult: Any = CompileResult  # untyped in Numba
+_dumps: Any = dumps
+_rtsys: Any = nrt.rtsys
 _log = logging.getLogger("tqindex")
 _njit: Any = numba.njit  # its type knows nothing of _nrt
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def kernel(function: _Function) -> _Function:
     """Compile `function` in nopython mode, without fastmath, so that arithmetic stays as it is written."""
     dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
-    if hasattr(dispatcher, "_cache") and cache_folder() is not None:  # no such attribute under NUMBA_DISABLE_JIT
+    folder = cache_folder()
+    if hasattr(dispatcher, "_cache") and folder is not None:  # no such attribute under NUMBA_DISABLE_JIT
         # What Numba's cache=True does, with our folder.
-        dispatcher._cache = cast(Any, _KernelCache)(function)
+        dispatcher._cache = _KernelCache(function, folder)
     return cast(_Function, dispatcher)
 
 
@@ -84,26 +96,54 @@ def _source_hash() -> str:
     return digest.hexdigest()
 
 
-class _KernelLocator(_CacheLocator):
-    """Points Numba's cache at our folder; the folder's name already tells sources apart."""
+class _KernelCache:
+    """One file per compiled signature and CPU: the SHA-256 of a pickle, and the pickle.
 
-    def get_cache_path(self) -> str:
-        return str(cache_folder())
+    What Numba asks of a cache, for one kernel. Its own runs whatever a crash or a disk made of its files, and keeps
+    an index that is overwritten when two processes compile at once.
+    """
 
-    def get_source_stamp(self) -> str:
-        return _source_hash()
+    def __init__(self, function: Callable[..., Any], folder: Path) -> None:
+        self.cache_path = str(folder)
+        self._name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
 
-    def get_disambiguator(self) -> str:
-        return ""
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        """Return what was saved, None where there is nothing or nothing that can be used."""
+        # What machine code needs; Numba's context.refresh() would load what compiling needs, for some 0.2 s.
+        _rtsys.initialize(context)
+        path = self._path(signature, context.codegen())
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            _warn_once(f"kept kernels are compiled again: cannot read from {self.cache_path} ({error.strerror})")
+            return None
+        if hashlib.sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
+            _log.warning("a kept kernel is damaged and compiled again: %s", path)
+            return None
+        return _CompileResult._rebuild(context, *pickle.loads(content[_DIGEST_BYTES:]))
 
-    @classmethod
-    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> "_KernelLocator":  # noqa: ARG003
-        return cls()
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """Write an entry if that is possible; other processes see all of it or nothing."""
+        if result.library.has_dynamic_globals:  # addresses of this process
+            return
+        path, content = self._path(signature, result.codegen), _dumps(result._reduce())
+        draft = path.with_suffix(f".{secrets.token_hex(8)}")
+        try:
+            draft.write_bytes(hashlib.sha256(content).digest() + content)
+            draft.replace(path)
+        except OSError as error:
+            _warn_once(f"compiled kernels are not kept: cannot write to {self.cache_path} ({error.strerror})")
+        finally:
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
+
+    def _path(self, signature: Any, codegen: Any) -> Path:
+        key = repr((sys.implementation.cache_tag, signature, codegen.magic_tuple()))  # the last: CPU and its features
+        return Path(self.cache_path, f"{self._name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.kernel")
 
 
-class _KernelCacheImpl(CompileResultCacheImpl):
-    _locator_classes: list[type[object]] = [_KernelLocator]  # noqa: RUF012 (Numba's own declaration)
-
-
-class _KernelCache(FunctionCache):
-    _impl_class = _KernelCacheImpl
+@functools.cache
+def _warn_once(message: str) -> None:
+    _log.warning(message)

@@ -1,6 +1,7 @@
 """Which SIMD level the kernels are compiled for, decided once per process.
 
-Levels, best first: "amx" (AVX-512 VNNI and AMX int8 tiles), "avx512" (AVX-512 VNNI), "avx2", "portable" (any CPU).
+Levels, best first: on x86-64 "amx" (AVX-512 VNNI and AMX int8 tiles), "avx512" (AVX-512 VNNI), "avx2"; on Arm "i8mm"
+(usdot), "dotprod" (sdot); anywhere "portable".
 TQINDEX_SIMD names one; a level that the CPU or the system does not allow is refused, not replaced.
 """
 
@@ -16,11 +17,13 @@ import numba
 
 from tqindex.errors import ArgumentError
 
-LEVELS = ("amx", "avx512", "avx2", "portable")
+LEVELS = ("amx", "avx512", "avx2", "i8mm", "dotprod", "portable")
 _FEATURES = {
     "amx": {"amx-tile", "amx-int8"},
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512vnni"},
     "avx2": {"avx2"},
+    "i8mm": {"i8mm", "dotprod"},
+    "dotprod": {"dotprod"},
     "portable": set[str](),
 }
 _SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
@@ -29,11 +32,12 @@ _SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
 @functools.cache
 def available_levels() -> tuple[str, ...]:
     """Return the levels that this CPU and system allow, best first."""
-    foreign = platform.machine() not in ("x86_64", "AMD64")
     config: Any = numba.config
-    if foreign or config.CPU_NAME or config.CPU_FEATURES:  # Numba may be told not to use what is there
+    if config.CPU_NAME or config.CPU_FEATURES:  # Numba may be told not to use what is there
         return ("portable",)
     features = {name for name, present in llvm.get_host_cpu_features().items() if present}
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        features.add("dotprod")  # LLVM does not tell features there; every Mac with an Arm CPU has this one
     levels = [level for level in LEVELS[1:] if _FEATURES[level] <= features]
     if "avx512" in levels and _FEATURES["amx"] <= features and _may_use_tiles():
         levels.insert(0, "amx")

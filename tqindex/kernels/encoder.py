@@ -24,6 +24,8 @@ from tqindex.kernels.threads import run_parallel
 Float32Array = npt.NDArray[np.float32]
 #: Rows that one task encodes: small enough to stay in cache, many enough to outweigh the calls.
 BLOCK_ROWS = 256
+#: Multiply-adds of one task by a matrix, some tens of milliseconds, since Ctrl-C waits for it.
+_MATRIX_WORK = 2**27
 #: Up to so many rows, one by one is faster than all lanes at once.
 _FEW_ROWS = 4
 
@@ -46,7 +48,6 @@ def encode_rows(
     """
     n = len(rows)
     lengths, norms = np.ones(n), np.empty(n)
-    blocks = [slice(start, min(start + BLOCK_ROWS, n)) for start in range(0, n, BLOCK_ROWS)]
 
     def encode_block(_: int, block: slice) -> None:
         work = rows[block].copy()
@@ -56,7 +57,7 @@ def encode_rows(
         _encode_block(codec, metric, work, norms[block], encoded)
         out.write(at + block.start, encoded)
 
-    run_parallel(blocks, threads, encode_block)
+    run_parallel(_blocks(n, codec.rotate, codec.sketch_projection), threads, encode_block)
     if not np.isfinite(norms).all():  # then some coordinate is not: squares of float32 do not overflow float64
         check_finite(rows, "vectors", first_row)
     check_nonzero(lengths, "vectors", first_row)
@@ -93,8 +94,20 @@ def _encode_block(
     pack_rows(codes, codec.bits, out.planes)
 
 
+def _blocks(n: int, *projections: HadamardRotation | MatrixProjection | None) -> list[slice]:
+    """Cut n rows into what one task takes through the projections."""
+    work = sum(projection.columns.size for projection in projections if isinstance(projection, MatrixProjection))
+    step = min(BLOCK_ROWS, max(1, _MATRIX_WORK // work)) if work else BLOCK_ROWS
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
+
+
 def project(projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> None:
     """Apply a projection to rows in place."""
+    for block in _blocks(len(rows), projection):
+        _project_block(projection, rows[block])
+
+
+def _project_block(projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> None:
     dim = rows.shape[1]
     if isinstance(projection, HadamardRotation) and len(rows) <= _FEW_ROWS:
         for row in rows:

@@ -16,7 +16,7 @@ from tqindex.codec.packing import BLOCK
 from tqindex.kernels.compile import inner_kernel
 from tqindex.kernels.cpu import simd_level
 from tqindex.kernels.layout import load_lead, padded_width
-from tqindex.kernels.simd import dot4_avx2, dot4_avx512, dot4_portable, shuffle_avx2, shuffle_avx512
+from tqindex.kernels.simd import OPERATIONS
 from tqindex.kernels.simd_product import (
     TILE_CONFIG,
     configure_tiles,
@@ -41,22 +41,16 @@ WORD = 8
 # A constant, so that the compiler never sees instructions that the CPU lacks.
 _HAS_SHUFFLE = _LEVEL != "portable"
 _USES_TILES = _LEVEL == "amx"
+#: Rows and groups of queries of a block: as many products as there are registers for.
+BLOCK_ROWS = {"amx": 32, "avx512": 12, "avx2": 4, "i8mm": 2, "dotprod": 2, "portable": 4}[_LEVEL]
+BLOCK_GROUPS = 2
 # Numba's types give intrinsics the arguments of their code generators.
-_multiply_block: Any
+_multiply_block: Any = multiply_block_amx
 _configure_tiles: Any = configure_tiles
 _release_tiles: Any = release_tiles
-if _LEVEL in ("amx", "avx512"):
-    _expand_row, _dot_row = make_expand_row(shuffle_avx512), make_dot_row(dot4_avx512, shuffle_avx512)
-else:
-    _expand_row, _dot_row = make_expand_row(shuffle_avx2), make_dot_row(dot4_avx2, shuffle_avx2)
-if _LEVEL == "amx":
-    _multiply_block, BLOCK_ROWS, BLOCK_GROUPS = multiply_block_amx, 32, 2
-elif _LEVEL == "avx512":
-    _multiply_block, BLOCK_ROWS, BLOCK_GROUPS = make_multiply_block(dot4_avx512, 12, 2), 12, 2
-elif _LEVEL == "avx2":
-    _multiply_block, BLOCK_ROWS, BLOCK_GROUPS = make_multiply_block(dot4_avx2, 4, 2), 4, 2
-else:
-    _multiply_block, BLOCK_ROWS, BLOCK_GROUPS = make_multiply_block(dot4_portable, 4, 2), 4, 2
+if not _USES_TILES:
+    _multiply_block = make_multiply_block(OPERATIONS[_LEVEL], BLOCK_ROWS, BLOCK_GROUPS)
+_expand_row, _dot_row = make_expand_row(OPERATIONS[_LEVEL]), make_dot_row(OPERATIONS[_LEVEL])
 TILE_CONFIGURATION = np.frombuffer(TILE_CONFIG, np.uint8).copy()
 
 

@@ -5,7 +5,7 @@ must be unrolled is emitted by ordinary Python loops over rows and columns. Arra
 elements, and nothing is checked.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba.core import cgutils as _cgutils
@@ -49,6 +49,23 @@ def constant(vector: Any, value: int) -> Any:
     return ir.Constant(vector, [value] * vector.count)
 
 
+def in_parts(builder: Any, name: str, parts: int, operands: list[Any]) -> Any:
+    """Call the LLVM intrinsic `name` on each of `parts` equal parts of the operands; its result is as the first."""
+    results = []
+    for part in range(parts):
+        pieces = []
+        for operand in operands:
+            count = operand.type.count // parts
+            lanes = ir.Constant(ir.VectorType(INT, count), list(range(part * count, (part + 1) * count)))
+            pieces.append(builder.shuffle_vector(operand, operand, lanes))
+        results.append(call(builder, name, pieces[0].type, pieces))
+    while len(results) > 1:
+        count = 2 * results[0].type.count
+        lanes = ir.Constant(ir.VectorType(INT, count), list(range(count)))
+        results = [builder.shuffle_vector(*results[i : i + 2], lanes) for i in range(0, len(results), 2)]
+    return results[0]
+
+
 def dot4_avx512(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
     """total[lane] += sum of four u8 * i8 products: vpdpbusd."""
     operands = [total, builder.bitcast(unsigned, INTS), builder.bitcast(signed, INTS)]
@@ -78,6 +95,18 @@ def dot4_avx2(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
     return builder.add(total, joined)
 
 
+def dot4_i8mm(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
+    """The same from Arm's usdot."""
+    return in_parts(builder, "llvm.aarch64.neon.usdot.v4i32.v16i8", 4, [total, unsigned, signed])
+
+
+def dot4_dotprod(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
+    """The same from Arm's sdot, whose operands are both signed: u s = (u - 128) s - (-128) s."""
+    sdot, low = "llvm.aarch64.neon.sdot.v4i32.v16i8", constant(BYTES, -128)
+    products = in_parts(builder, sdot, 4, [total, builder.xor(unsigned, low), signed])
+    return builder.sub(products, in_parts(builder, sdot, 4, [ir.Constant(INTS, None), low, signed]))
+
+
 def dot4_portable(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
     """The same from 32-bit multiplications, which every target has."""
     u, s = builder.bitcast(unsigned, INTS), builder.bitcast(signed, INTS)
@@ -95,9 +124,42 @@ def shuffle_avx512(builder: Any, table: Any, codes: Any) -> Any:
 
 def shuffle_avx2(builder: Any, table: Any, codes: Any) -> Any:
     """The same in two halves."""
-    halves = []
-    for first in (0, 32):
-        lanes = ir.Constant(ir.VectorType(INT, 32), list(range(first, first + 32)))
-        operands = [builder.shuffle_vector(operand, operand, lanes) for operand in (table, codes)]
-        halves.append(call(builder, "llvm.x86.avx2.pshuf.b", ir.VectorType(BYTE, 32), operands))
-    return builder.shuffle_vector(halves[0], halves[1], ir.Constant(ir.VectorType(INT, 64), list(range(64))))
+    return in_parts(builder, "llvm.x86.avx2.pshuf.b", 2, [table, codes])
+
+
+def shuffle_neon(builder: Any, table: Any, codes: Any) -> Any:
+    """The same in four quarters."""
+    return in_parts(builder, "llvm.aarch64.neon.tbl1.v16i8", 4, [table, codes])
+
+
+def spread(builder: Any, word: Any) -> Any:
+    """Return the 64 bits of an i64 as a vector, lowest first."""
+    return builder.bitcast(word, ir.VectorType(BIT, 64))
+
+
+def spread_neon(builder: Any, word: Any) -> Any:
+    """The same from a copy of its byte in every lane, of which one bit is tested; a bitcast would take bit by bit."""
+    copies = builder.bitcast(splat(builder, word, ir.VectorType(LONG, 8)), BYTES)
+    lanes = ir.Constant(ir.VectorType(INT, 64), [lane // 8 for lane in range(64)])
+    bits = ir.Constant(BYTES, [1 << lane % 8 for lane in range(64)])
+    tested = builder.and_(builder.shuffle_vector(copies, copies, lanes), bits)
+    return builder.icmp_unsigned("!=", tested, ir.Constant(BYTES, None))
+
+
+class Operations(NamedTuple):
+    """What SIMD levels do in different ways."""
+
+    dot4: Any
+    shuffle: Any
+    spread: Any
+
+
+#: By level. "portable" has no way to take rows straight from their planes.
+OPERATIONS = {
+    "amx": Operations(dot4_avx512, shuffle_avx512, spread),
+    "avx512": Operations(dot4_avx512, shuffle_avx512, spread),
+    "avx2": Operations(dot4_avx2, shuffle_avx2, spread),
+    "i8mm": Operations(dot4_i8mm, shuffle_neon, spread_neon),
+    "dotprod": Operations(dot4_dotprod, shuffle_neon, spread_neon),
+    "portable": Operations(dot4_portable, None, None),
+}

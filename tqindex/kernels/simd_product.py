@@ -1,16 +1,15 @@
 """Blocks that multiply rows of levels with many queries in registers: from vectors, and from AMX tiles."""
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from tqindex.kernels.simd import BYTE, BYTES, INT, INTS, LONG, VOID, address, call, cgutils, load, splat
+from tqindex.kernels.simd import BYTE, BYTES, INT, INTS, LONG, VOID, Operations, address, call, cgutils, load, splat
 
 
-def make_multiply_block(dot4: Callable[..., Any], rows: int, groups: int) -> Any:
+def make_multiply_block(operations: Operations, rows: int, groups: int) -> Any:
     """Return an operation that multiplies `rows` rows with `groups` groups of 16 queries, all in registers.
 
     multiply_block(levels, at, stride, queries, query_at, query_stride, depth, products, product_at, product_stride)
@@ -55,7 +54,7 @@ def make_multiply_block(dot4: Callable[..., Any], rows: int, groups: int) -> Any
                     row = builder.bitcast(splat(builder, word, INTS), BYTES)
                     for g in range(groups):
                         total = builder.load(totals[r][g])
-                        builder.store(dot4(builder, total, row, columns[g]), totals[r][g])
+                        builder.store(operations.dot4(builder, total, row, columns[g]), totals[r][g])
             for r in range(rows):
                 for g in range(groups):
                     index = builder.add(v_product_at, builder.add(builder.mul(v_product_stride, LONG(r)), LONG(16 * g)))

@@ -8,13 +8,13 @@ from numba import types
 from numba.extending import intrinsic
 
 from tqindex.kernels.simd import (
-    BIT,
     BYTE,
     BYTES,
     FLOATS,
     INT,
     INTS,
     LONG,
+    Operations,
     address,
     call,
     cgutils,
@@ -38,9 +38,7 @@ class _Row:
         self.padded = builder.and_(builder.add(self.width, LONG(7)), LONG(-8))
 
 
-def _for_levels(
-    builder: Any, row: _Row, entries: Any, shuffle: Callable[..., Any], use: Callable[[Any, Any], None]
-) -> None:
+def _for_levels(builder: Any, row: _Row, entries: Any, operations: Operations, use: Callable[[Any, Any], None]) -> None:
     """Emit a loop over a row's planes that calls use(levels, i) for the 64 coordinates of bytes i..i + 8."""
     last = builder.sub(row.width, LONG(8))
 
@@ -63,11 +61,11 @@ def _for_levels(
             codes = ir.Constant(BYTES, None)
             for plane, bits in enumerate(words):
                 heavier = builder.add(codes, constant(BYTES, 1 << (count - 1 - plane)))
-                codes = builder.select(builder.bitcast(bits, ir.VectorType(BIT, 64)), heavier, codes)
-            use(codes if count == 8 else shuffle(builder, entries, codes), i)
+                codes = builder.select(operations.spread(builder, bits), heavier, codes)
+            use(codes if count == 8 else operations.shuffle(builder, entries, codes), i)
 
 
-def make_expand_row(shuffle: Callable[..., Any]) -> Any:
+def make_expand_row(operations: Operations) -> Any:
     """Return an operation that turns one row's planes into bytes, 64 coordinates at a time.
 
     expand_row(lead, lead_at, leading, rest, rest_at, others, width, table, levels, out_at, step): lead u8, `leading`
@@ -100,7 +98,7 @@ def make_expand_row(shuffle: Callable[..., Any]) -> Any:
                 index = builder.add(v_out_at, builder.mul(builder.lshr(i, LONG(3)), v_step))
                 builder.store(levels, address(context, builder, t_levels, v_levels, index, BYTES)).align = 1
 
-            _for_levels(builder, _Row(context, builder, signature.args, arguments[:7]), entries, shuffle, write)
+            _for_levels(builder, _Row(context, builder, signature.args, arguments[:7]), entries, operations, write)
             return context.get_dummy_value()
 
         index = types.intp
@@ -109,7 +107,7 @@ def make_expand_row(shuffle: Callable[..., Any]) -> Any:
     return expand_row
 
 
-def make_dot_row(dot4: Callable[..., Any], shuffle: Callable[..., Any]) -> Any:
+def make_dot_row(operations: Operations) -> Any:
     """Return an operation that multiplies one row's levels with one query, straight from the planes.
 
     dot_row(lead, lead_at, leading, rest, rest_at, others, width, table, query) -> i32; planes and table as
@@ -138,10 +136,10 @@ def make_dot_row(dot4: Callable[..., Any], shuffle: Callable[..., Any]) -> Any:
             def add(levels: Any, i: Any) -> None:
                 index = builder.mul(i, LONG(8))
                 part = load(builder, address(context, builder, t_query, v_query, index, BYTES))
-                builder.store(dot4(builder, builder.load(total), levels, part), total)
+                builder.store(operations.dot4(builder, builder.load(total), levels, part), total)
 
             entries = load(builder, address(context, builder, t_table, v_table, LONG(0), BYTES))
-            _for_levels(builder, _Row(context, builder, signature.args, arguments[:7]), entries, shuffle, add)
+            _for_levels(builder, _Row(context, builder, signature.args, arguments[:7]), entries, operations, add)
             return call(builder, "llvm.vector.reduce.add.v16i32", INT, [builder.load(total)])
 
         index = types.intp
