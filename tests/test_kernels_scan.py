@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 import tqindex as tq
 from tqindex.index import segments as index_segments
 from tqindex.kernels.product import (
+    BLOCK_GROUPS,
+    LANES,
     TILE,
     TILE_CONFIGURATION,
+    _place_row,
     begin_tiles,
     end_tiles,
     multiply_tile,
@@ -161,13 +164,21 @@ def test_products_are_exact_at_their_largest(dim: int, rows: int) -> None:
     queries[1::2] = -127
     queries[3] = np.random.default_rng(0).integers(-127, 128, dim)
     packed = pack_queries(queries)
-    products = np.zeros((TILE, 16 * len(packed)), np.int32)
+    columns = LANES * BLOCK_GROUPS
+    products = np.zeros((len(packed) // BLOCK_GROUPS, TILE, columns), np.int32)
+    placed = np.zeros(levels.size, np.uint8)
+    for r, row in enumerate(levels):
+        at, step = _place_row(r, depth)
+        for i in range(0, depth, 64):
+            placed[at + i // 64 * step :][:64] = row[i : i + 64]
     begin_tiles(TILE_CONFIGURATION)
-    multiply_tile(levels, rows, packed, products)
+    for i, strip in enumerate(products):
+        multiply_tile(placed, rows, depth, packed.reshape(-1), i * BLOCK_GROUPS, strip.reshape(-1))
     end_tiles()
+    found = products.transpose(1, 0, 2).reshape(TILE, -1)
     expected = levels[:rows, :dim].astype(np.float64) @ queries.astype(np.float64).T
-    np.testing.assert_array_equal(products[:rows, :35], expected)
-    assert not products[:rows, 35:].any()
+    np.testing.assert_array_equal(found[:rows, :35], expected)
+    assert not found[:rows, 35:].any()
 
 
 def test_eight_bit_scores_hold_at_the_largest_width() -> None:

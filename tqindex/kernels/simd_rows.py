@@ -8,6 +8,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from tqindex.kernels.simd import (
+    BIT,
     BYTE,
     BYTES,
     FLOATS,
