@@ -232,7 +232,18 @@ def test_dataset_option(tmp_path, cli, index, ann):
 def test_info(cli, index):
     code, out, err = cli("info", index)
     assert (code, err) == (0, "")
-    assert labels(out) == ["index", "vectors", "rotation", "codes", "sides", "ids", "total", "segments", "kernels"]
+    assert labels(out) == [
+        "index",
+        "vectors",
+        "rotation",
+        "codes",
+        "sides",
+        "ids",
+        "total",
+        "segments",
+        "scan",
+        "kernels",
+    ]
     assert {line.index(line.split()[1]) for line in out.splitlines()} == {10}  # values stand in one column
     assert "300 x 16, metric cosine, mse 8 bits, centred" in out
     assert "total     7,200 bytes, 24.0 per vector; float32 has 64" in out

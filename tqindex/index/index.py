@@ -18,7 +18,7 @@ from tqindex.codec.packing import repack_planes
 from tqindex.errors import ArgumentError, UnknownIdError, VectorError
 from tqindex.index.ids import IdMap
 from tqindex.index.plan import ScanPlan
-from tqindex.index.search import search_segments
+from tqindex.index.search import QUERY_BLOCK, search_segments
 from tqindex.index.segments import RowSet, Segment
 from tqindex.kernels.compile import cache_folder
 from tqindex.kernels.cpu import simd_level
@@ -227,9 +227,13 @@ class Index:
         k = check_integer("k", k, 1, MAX_K)
         workers = check_threads(threads)
         queries = as_array(queries, "queries")
-        prepared = encode_queries(self.codec, queries, self.metric)
-        found = search_segments(self._plan, self._rows.all_segments(), prepared, k, workers, exact_scan)
-        scores, ids, self._scored = found.scores, found.ids, found.scored
+        rows, segments = as_rows(queries, self.dim, "queries"), self._rows.all_segments()
+        scores, ids = np.empty((len(rows), k), np.float32), np.empty((len(rows), k), np.int64)
+        for first in range(0, len(rows), QUERY_BLOCK):
+            block = slice(first, first + QUERY_BLOCK)
+            encoded = encode_queries(self.codec, rows[block], self.metric, first)
+            found = search_segments(self._plan, segments, encoded, k, workers, exact_scan)
+            scores[block], ids[block], self._scored = found.scores, found.ids, found.scored
         if self.metric == "l2":
             scores *= np.float32(-2.0)
         return SearchResult(scores[0], ids[0]) if queries.ndim == 1 else SearchResult(scores, ids)

@@ -22,11 +22,11 @@ Int64Array = npt.NDArray[np.int64]
 FEW_QUERIES = 8
 #: Multiply-adds of one task, some milliseconds: Ctrl-C is answered soon, and threads end at about the same time.
 _CHUNK_WORK = 2**30
-_CHUNK_ROWS = (2048, 16_384)
+_CHUNK_ROWS = (256, 16_384)
 #: Rows of a task for few queries: a task's start costs as much as thousands of rows.
 _SINGLE_ROWS = (4096, 131_072)
 #: Queries that one pass over the rows serves; their int8 levels stay in cache.
-_QUERY_BLOCK = 512
+QUERY_BLOCK = 512
 # Their arguments come as tuples, whose lengths mypy cannot follow.
 _scan_rows: Any = scan_rows
 _scan_rows_single: Any = scan_rows_single
@@ -61,7 +61,9 @@ def search_segments(
     exact_scan: bool = False,
     eps: float = EPS,
 ) -> Found:
-    """Return the k best of each query, best first, ties by the smaller id; missing: score -inf and id -1.
+    """Return the k best of each of at most QUERY_BLOCK queries, best first, ties by the smaller id.
+
+    Missing entries have score -inf and id -1.
 
     Few queries go through the cascade, one by one: the probability that it loses any of a query's k best is at most
     eps, over the rotation. More queries, or `exact_scan`: every row is scored in full, and the result does not
@@ -72,7 +74,15 @@ def search_segments(
     kept, scored = min(k, n), 1.0
     if not kept or not nq:
         return Found(scores, ids, scored)
-    if nq <= FEW_QUERIES:
+    if nq > FEW_QUERIES:
+        batch = BatchQueries.of(plan, queries)
+        chunks = _cut(segments, min(max(_CHUNK_WORK // (plan.codec.dim * nq), _CHUNK_ROWS[0]), _CHUNK_ROWS[1]))
+
+        def scan_batch(_: int, chunk: _Chunk, *best: npt.NDArray[Any]) -> None:
+            _scan_rows(*chunk.where(), batch.tables, batch.queries, batch.sides.copy(), *best)
+
+        scores[:, :kept], ids[:, :kept] = _scan(chunks, nq, kept, threads, scan_batch)
+    else:
         singles = single_queries(plan, queries, kept, exact_scan, eps)
         chunks = _cut(segments, min(max(n // (4 * threads), _SINGLE_ROWS[0]), _SINGLE_ROWS[1]) if threads > 1 else n)
         counts = np.zeros((min(threads, len(chunks)), nq), np.int64)
@@ -84,17 +94,7 @@ def search_segments(
                 counts[worker, q] += _scan_rows_single(*where, plan.tables, query, stages, *best)
 
         scores[:, :kept], ids[:, :kept] = _scan(chunks, nq, kept, threads, scan_singles)
-        return Found(scores, ids, float(counts.sum() / (n * nq)))
-    for first in range(0, nq, _QUERY_BLOCK):
-        block = slice(first, min(first + _QUERY_BLOCK, nq))
-        batch = BatchQueries.of(plan, queries[block])
-        size = block.stop - block.start
-        chunks = _cut(segments, min(max(_CHUNK_WORK // (plan.codec.dim * size), _CHUNK_ROWS[0]), _CHUNK_ROWS[1]))
-
-        def scan_batch(_: int, chunk: _Chunk, *best: npt.NDArray[Any]) -> None:
-            _scan_rows(*chunk.where(), batch.tables, batch.queries, batch.sides.copy(), *best)  # noqa: B023
-
-        scores[block, :kept], ids[block, :kept] = _scan(chunks, size, kept, threads, scan_batch)
+        scored = float(counts.sum() / (n * nq))
     return Found(scores, ids, scored)
 
 

@@ -3,32 +3,35 @@
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from tqindex.checks import as_rows, check_nonzero, check_norms
+from tqindex.checks import check_nonzero, check_norms
 from tqindex.codec import Codec
 from tqindex.codec.codes import QueryCodes
 from tqindex.kernels.compile import kernel
 from tqindex.kernels.encode import dot, normalise_rows
 from tqindex.kernels.encoder import project
 
+Float32Array = npt.NDArray[np.float32]
 
-def encode_queries(codec: Codec, queries: Any, metric: str) -> QueryCodes:
-    """Centre, rotate and round queries, float16/32/64 (nq, dim) or (dim,), to int8.
+
+def encode_queries(codec: Codec, queries: Float32Array, metric: str, first_row: int = 0) -> QueryCodes:
+    """Centre, rotate and round queries, finite float32 (nq, dim), to int8.
 
     Raises
     ------
     VectorError
-        Wrong width or dtype, NaN or inf, a norm above 2**60, a zero query under "cosine".
+        A norm above 2**60, a zero query under "cosine"; the message counts rows from `first_row`.
     """
-    rows = as_rows(queries, codec.dim, "queries").copy()
+    rows = queries.copy()
     n = len(rows)
     scratch, squares, along = np.empty(codec.dim), np.empty(n), np.zeros(n)
     if metric == "cosine":
         lengths = np.empty(n)
         normalise_rows(rows, lengths, scratch)
-        check_nonzero(lengths, "queries")
+        check_nonzero(lengths, "queries", first_row)
     subtract_center(rows, np.empty(0, np.float32) if codec.center is None else codec.center, squares, along, scratch)
-    check_norms(np.sqrt(squares), "queries")
+    check_norms(np.sqrt(squares), "queries", first_row)
     project(codec.rotate, rows)
     levels, scales, sums = _round(rows)
     half = 0.5 if codec.codebook.offset else 1.0
