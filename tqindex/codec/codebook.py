@@ -130,13 +130,21 @@ class SphereLaw:
 
     def distortion(self, boundaries: npt.NDArray[Any], values: Float64Array) -> float:
         """E (y - value of its cell)^2, expanded with E y^2 = 1."""
-        masses, moments = self.cells(boundaries)
+        edges = self._edges(boundaries)
+        masses, moments = self.masses(edges), self.moments(edges)
         return float(1.0 - 2.0 * (values * moments).sum() + (values**2 * masses).sum())
 
-    def cells(self, boundaries: npt.NDArray[Any]) -> tuple[Float64Array, Float64Array]:
-        """Return mass and first moment of every cell of a quantiser."""
-        edges = np.clip(np.concatenate([[-self.reach], boundaries, [self.reach]]), -self.reach, self.reach)
-        return self.masses(edges), self.moments(edges)
+    def quadrature(self, boundaries: npt.NDArray[Any]) -> tuple[Float64Array, Float64Array]:
+        """Return values y and weights, (cells, nodes) each: E f(y) is the sum of weights * f, cell by cell smooth."""
+        theta = np.arcsin(np.clip(self._edges(boundaries) / self.root, -1.0, 1.0))
+        half, middle = (theta[1:] - theta[:-1]) / 2.0, (theta[1:] + theta[:-1]) / 2.0
+        nodes = middle[:, np.newaxis] + half[:, np.newaxis] * _NODES
+        weights = half[:, np.newaxis] * np.cos(nodes) ** (self.dim - 2) * _WEIGHTS / self._total
+        return self.root * np.sin(nodes), weights
+
+    def _edges(self, boundaries: npt.NDArray[Any]) -> Float64Array:
+        """Ends of a quantiser's cells."""
+        return np.clip(np.concatenate([[-self.reach], boundaries, [self.reach]]), -self.reach, self.reach)
 
 
 def _lloyd_max(law: SphereLaw, levels: int) -> Float64Array:

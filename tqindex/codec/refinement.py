@@ -6,14 +6,19 @@ a sketch a z and its share). For a row with scale s,
 
     score = s <R q', Z>,        partial = s kappa <R q', v>,        kappa = E[Z y] / E[v y]
 
-kappa makes partial unbiased too: score - partial is then uncorrelated with y, so it does not depend on how near the
-row is to the query. Over the random rotation it has mean 0 and variance at most s^2 sigma^2 |q'|^2 d / (d - 1), and a
-projection of a vector on a random direction has lighter tails than the normal law. With E[v y] = E[v^2]:
+kappa makes partial unbiased too. What is left, e = Z - kappa v (and the sketch's own error), is uncorrelated with y.
+Over the random rotation score - partial therefore has mean 0; its variance is s^2 |q'|^2 d / (d - 1) times
 
-    "mse":   kappa = E[z y] / E[v^2],     sigma^2 = E[z^2] - 2 kappa E[z v] + kappa^2 E[v^2]
-    "prod":  kappa = 1 / (a E[v^2]),      sigma^2 = ((1 / E[v^2] - 1) + c D) / a^2,     a = E[z y] / E[z^2]
+    (1 - c^2) E[e^2] + c^2 (E[y^2 e^2] - E[y e (y^2 - 1)]^2 / 2) + sketch
 
-with D = E (y - a z)^2, and c D the sketch's own variance: c = pi / 2 for "gaussian" (QJL, Lemma 3.5), pi / 2 - 1 for
+for a row at cosine c to the query: across y the error is e on a random direction, along y it is how far <y, e> is from
+0, of which a part moves the scale s instead. sigma^2 is the larger of both ends, so the claim holds for every c; a
+projection on a random direction has lighter tails than the normal law. With E[v y] = E[v^2]:
+
+    "mse":   kappa = E[z y] / E[v^2],     e = z - kappa v
+    "prod":  kappa = 1 / (a E[v^2]),      e = (y - v / E[v^2]) / a,     a = E[z y] / E[z^2]
+
+and the sketch's variance is c_S E (y - a z)^2 / a^2: c_S = pi / 2 for "gaussian" (QJL, Lemma 3.5), pi / 2 - 1 for
 "orthogonal". With the paper's scale a is 1 in "prod".
 """
 
@@ -48,20 +53,23 @@ class Refinement:
 def refinement(codec: Codec, planes: int) -> Refinement:
     """Return the constants of a codec's first `planes` planes, at most those of its codebook."""
     book = codec.codebook
-    masses, moments = SphereLaw(codec.dim).cells(book.boundaries)
+    y, weights = SphereLaw(codec.dim).quadrature(book.boundaries)
+    z = book.values[:, np.newaxis]
+
+    def mean(x: npt.NDArray[np.float64]) -> float:
+        return float((weights * x).sum())
+
     group = np.arange(2**book.bits) >> (book.bits - planes)
-    mass, moment = (np.bincount(group, weights) for weights in (masses, moments))
+    mass, moment = (np.bincount(group, (weights * x).sum(axis=1)) for x in (np.ones_like(y), y))
     values = moment / mass
-    power = float((values * moment).sum())
-    z = book.values
-    along, squares = float((z * moments).sum()), float((z**2 * masses).sum())
+    v = values[group][:, np.newaxis]
+    power, sketch = mean(v * y), 0.0
     if codec.kind == "mse":
-        kappa = along / power
-        variance = squares - 2 * kappa * float((z * values[group] * masses).sum()) + kappa**2 * power
+        kappa = mean(z * y) / power
+        e = z - kappa * v
     else:
-        a = 1.0 if codec.scale == "paper" else along / squares
-        residual = 1.0 - 2.0 * a * along + a * a * squares
-        sketch = np.pi / 2 if codec.sketch == "gaussian" else np.pi / 2 - 1
-        kappa = 1.0 / (a * power)
-        variance = (1.0 / power - 1.0 + sketch * residual) / a**2
-    return Refinement(planes, values, power, kappa, float(np.sqrt(max(variance, 0.0))))
+        a = 1.0 if codec.scale == "paper" else mean(z * y) / mean(z**2)
+        kappa, e = 1.0 / (a * power), (y - v / power) / a
+        sketch = (np.pi / 2 - (codec.sketch == "orthogonal")) * mean((y - a * z) ** 2) / a**2
+    far, near = mean(e**2), mean((y * e) ** 2) - mean(y * e * (y**2 - 1)) ** 2 / 2
+    return Refinement(planes, values, power, kappa, float(np.sqrt(max(far, near) + sketch)))
