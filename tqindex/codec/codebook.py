@@ -140,7 +140,8 @@ class SphereLaw:
         half, middle = (theta[1:] - theta[:-1]) / 2.0, (theta[1:] + theta[:-1]) / 2.0
         nodes = middle[:, np.newaxis] + half[:, np.newaxis] * _NODES
         weights = half[:, np.newaxis] * np.cos(nodes) ** (self.dim - 2) * _WEIGHTS / self._total
-        return self.root * np.sin(nodes), weights
+        values: Float64Array = self.root * np.sin(nodes)
+        return values, weights
 
     def _edges(self, boundaries: npt.NDArray[Any]) -> Float64Array:
         """Ends of a quantiser's cells."""
