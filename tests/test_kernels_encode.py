@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from tqindex.checks import as_rows
 from tqindex.codec import Codec, Codes
-from tqindex.codec.packing import pad_planes, plane_bytes, repack_planes, unpack_codes
+from tqindex.codec.packing import LEADING, pad_planes, plane_bytes, repack_planes, unpack_codes
 from tqindex.codec.rotation import gaussian_projection, make_rotation
 from tqindex.codec.sums import dot, tree_sum
 from tqindex.errors import VectorError
 from tqindex.kernels import encode as kernels
 from tqindex.kernels.encoder import BLOCK_ROWS, encode_rows, project_copy
 from tqindex.kernels.product import TILE, expand_tile
-from tqindex.kernels.rows import EncodedRows
+from tqindex.kernels.rows import EncodedRows, StoredRows
 
 METRICS = ("ip", "cosine", "l2")
 DIMS = [2, 7, 31, 33, 64, 65, 100, 257]
@@ -161,13 +161,17 @@ def test_expand_tile_undoes_pack_rows(dim: int, bits: int) -> None:
     planes = np.zeros((11, bits * width), np.uint8)
     kernels.pack_rows(codes, bits, planes)
     np.testing.assert_array_equal(planes, pad_planes(codes[:, :dim], bits))
+    stored = StoredRows.allocate(Codec(dim, bits), "ip", 16)
+    sides = np.empty(11, np.float32), np.empty(0, np.float32), np.empty(0, np.float32)
+    stored.write(3, EncodedRows(planes, *sides))
     entries = np.random.default_rng(0).permutation(256)[:16].astype(np.uint8)
     levels = np.zeros((TILE, -(-dim // 64) * 64), np.uint8)
-    expand_tile(planes, 5, 6, 0, bits, bits, np.tile(entries, 4), levels)
+    work = np.zeros(min(bits, LEADING) * -(-width // 8) * 8, np.uint8)
+    expand_tile(stored.lead, stored.rest, 8, 6, 0, bits, np.tile(entries, 4), levels, work)
     expected = codes if bits == 8 else entries[codes]
     np.testing.assert_array_equal(levels[:6, :dim], expected[5:, :dim])
     assert not levels[6:].any()
-    expand_tile(planes, 5, 6, bits - 1, 1, bits, np.tile(entries, 4), levels)
+    expand_tile(stored.lead, stored.rest, 8, 6, bits - 1, 1, np.tile(entries, 4), levels, work)
     np.testing.assert_array_equal(levels[:6, :dim], entries[codes[5:, :dim] & 1])
 
 
