@@ -11,8 +11,8 @@ from tqindex.kernels.compile import cache_folder
 
 def compile_kernels() -> None:
     """Compile every kernel: both rotations, both kinds, single queries and batches."""
-    for dim, kind in ((8, "mse"), (64, "prod"), (64, "mse")):
-        rows = np.eye(3, dim, dtype=np.float32)
+    for dim, kind in ((16, "mse"), (64, "prod"), (64, "mse")):
+        rows = np.eye(16, dim, dtype=np.float32)  # more than what is rotated and searched one by one
         index = Index(dim, codec=kind, center=np.full(dim, 0.1))  # type: ignore[arg-type]
         index.add(rows)
         index.search(rows[0], 1)
