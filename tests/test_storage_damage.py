@@ -213,7 +213,9 @@ def test_search_of_a_map_whose_numbers_are_noise(place):
     index = tq.load(place)
     for k in (1, 3, 100):
         with np.errstate(over="ignore"):
-            assert index.search(np.ones((2, 7)), k).ids.shape == (2, k)
+            ids = index.search(np.ones((2, 7)), k).ids
+            assert ids.shape == (2, k)
+            assert (ids != np.iinfo(np.int64).max).all()  # the mark of an empty place stays inside
 
 
 # --- damage that someone made ---
