@@ -184,8 +184,9 @@ def test_sums_take_the_oracles_order(n: int) -> None:
     assert kernels.dot(a, b, np.empty(n)) == float(dot(a, b))
 
 
-@pytest.mark.parametrize("n", [1, 15, 16, 17, 40])
-@pytest.mark.parametrize("dim", [2, 3, 7, 31, 33, 64, 65, 100, 512, 1032])
+# Up to 4 rows are rotated one by one, more of them 16 at a time.
+@pytest.mark.parametrize("n", [1, 4, 5, 15, 16, 17, 40])
+@pytest.mark.parametrize("dim", [2, 3, 7, 31, 33, 64, 65, 100, 255, 256, 257, 300, 512, 1032, 1536])
 def test_rotations_equal_apply(dim: int, n: int) -> None:
     rotation = make_rotation("hadamard", dim, 3, 1)
     rows = np.resize(varied_rows(dim, "ip", None), (n, dim))
