@@ -307,6 +307,7 @@ def test_a_wrong_simd_level_is_one_line():
 def test_warmup_leaves_nothing_to_compile(tmp_path, write_ann):
     environment = {**os.environ, "TQINDEX_CACHE_DIR": str(tmp_path / "kernels")}
     write_ann(tmp_path / "a.h5", n=60, dim=64, nq=3)
+    write_ann(tmp_path / "many.h5", n=60, dim=64, nq=20)
 
     def run(*arguments):
         command = [sys.executable, "-m", "tqindex", *arguments]
@@ -320,6 +321,7 @@ def test_warmup_leaves_nothing_to_compile(tmp_path, write_ann):
     assert before
     run("build", "a.h5", "-o", "a.tq", "--codec", "prod")
     run("search", "a.tq", "a.h5")
+    run("search", "a.tq", "many.h5")
     assert kept() == before
 
 

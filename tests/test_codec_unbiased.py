@@ -16,7 +16,7 @@ import pytest
 from tqindex.codec import Codec
 from tqindex.codec.codes import QueryCodes
 from tqindex.codec.rotation import HadamardRotation, MatrixProjection, gaussian_projection, make_rotation
-from tqindex.kernels.encoder import project_copy
+from tqindex.kernels.encoder import project
 
 Float64Array = npt.NDArray[np.float64]
 Projection = HadamardRotation | MatrixProjection
@@ -39,7 +39,9 @@ class ProjectionPerRow:
         for i, projection in enumerate(self.projections):
             # The kernels equal `apply` bit for bit (test_kernels_encode.py) and take a tenth of the time.
             mine = slice(i, None, len(self.projections))
-            images[mine] = project_copy(projection, rows[mine])
+            image = rows[mine].copy()
+            project(projection, image)
+            images[mine] = image
         return images
 
 

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from tqindex.checks import as_rows
 from tqindex.codec import Codec, Codes
-from tqindex.codec.packing import pad_planes, plane_bytes, repack_planes, unpack_codes
+from tqindex.codec.packing import LEADING, pad_planes, plane_bytes, repack_planes, unpack_codes
 from tqindex.codec.rotation import gaussian_projection, make_rotation
 from tqindex.codec.sums import dot, tree_sum
 from tqindex.errors import VectorError
 from tqindex.kernels import encode as kernels
-from tqindex.kernels.encoder import BLOCK_ROWS, encode_rows, project_copy
-from tqindex.kernels.product import TILE, expand_tile
-from tqindex.kernels.rows import EncodedRows
+from tqindex.kernels.encoder import BLOCK_ROWS, encode_rows, project
+from tqindex.kernels.product import TILE, _place_row, expand_tile
+from tqindex.kernels.rows import EncodedRows, StoredRows
 
 METRICS = ("ip", "cosine", "l2")
 DIMS = [2, 7, 31, 33, 64, 65, 100, 257]
@@ -163,14 +163,25 @@ def test_expand_tile_undoes_pack_rows(dim: int, bits: int) -> None:
     planes = np.zeros((11, bits * width), np.uint8)
     kernels.pack_rows(codes, bits, planes)
     np.testing.assert_array_equal(planes, pad_planes(codes[:, :dim], bits))
+    stored = StoredRows.allocate(Codec(dim, bits), "ip", 16)
+    sides = np.empty(11, np.float32), np.empty(0, np.float32), np.empty(0, np.float32)
+    stored.write(3, EncodedRows(planes, *sides))
     entries = np.random.default_rng(0).permutation(256)[:16].astype(np.uint8)
     levels = np.zeros((TILE, -(-dim // 64) * 64), np.uint8)
-    expand_tile(planes, 5, 6, 0, bits, bits, np.tile(entries, 4), levels)
+    work = np.zeros(min(bits, LEADING) * -(-width // 8) * 8, np.uint8)
+    expand_tile(stored.lead, stored.rest, 8, 6, 0, bits, np.tile(entries, 4), levels, work)
     expected = codes if bits == 8 else entries[codes]
-    np.testing.assert_array_equal(levels[:6, :dim], expected[5:, :dim])
-    assert not levels[6:].any()
-    expand_tile(planes, 5, 6, bits - 1, 1, bits, np.tile(entries, 4), levels)
-    np.testing.assert_array_equal(levels[:6, :dim], entries[codes[5:, :dim] & 1])
+    np.testing.assert_array_equal(rows_of(levels)[:6, :dim], expected[5:, :dim])
+    assert not rows_of(levels)[6:].any()
+    expand_tile(stored.lead, stored.rest, 8, 6, bits - 1, 1, np.tile(entries, 4), levels, work)
+    np.testing.assert_array_equal(rows_of(levels)[:6, :dim], entries[codes[5:, :dim] & 1])
+
+
+def rows_of(levels: Any) -> Any:
+    """A tile's rows, wherever the SIMD level puts their steps of 64."""
+    flat, depth = levels.reshape(-1), levels.shape[1]
+    places = [_place_row(r, depth) for r in range(len(levels))]
+    return np.array([np.concatenate([flat[at + i * step :][:64] for i in range(depth // 64)]) for at, step in places])
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 64, 65, 100, 1000])
@@ -182,12 +193,14 @@ def test_sums_take_the_oracles_order(n: int) -> None:
     assert kernels.dot(a, b, np.empty(n)) == float(dot(a, b))
 
 
-@pytest.mark.parametrize("n", [1, 15, 16, 17, 40])
-@pytest.mark.parametrize("dim", [2, 3, 7, 31, 33, 64, 65, 100, 512, 1032])
+# Up to 4 rows are rotated one by one, more of them 16 at a time.
+@pytest.mark.parametrize("n", [1, 4, 5, 15, 16, 17, 40])
+@pytest.mark.parametrize("dim", [2, 3, 7, 31, 33, 64, 65, 100, 255, 256, 257, 300, 512, 1032, 1536])
 def test_rotations_equal_apply(dim: int, n: int) -> None:
     rotation = make_rotation("hadamard", dim, 3, 1)
     rows = np.resize(varied_rows(dim, "ip", None), (n, dim))
-    projected = project_copy(rotation, rows)
+    projected = rows.copy()
+    project(rotation, projected)
     np.testing.assert_array_equal(projected.view(np.uint32), rotation.apply(rows).view(np.uint32))
 
 
@@ -195,7 +208,9 @@ def test_rotations_equal_apply(dim: int, n: int) -> None:
 @pytest.mark.parametrize("make", [gaussian_projection, lambda d, s, k: make_rotation("dense", d, s, k)])
 def test_matrices_equal_apply(dim: int, make: Any) -> None:
     projection, rows = make(dim, 3, 1), varied_rows(dim, "ip", None)
-    np.testing.assert_array_equal(project_copy(projection, rows), projection.apply(rows))
+    projected = rows.copy()
+    project(projection, projected)
+    np.testing.assert_array_equal(projected, projection.apply(rows))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])

@@ -12,7 +12,7 @@ from tqindex.errors import ArgumentError
 from tqindex.kernels import cpu
 
 HERE = Path(__file__).parent
-FILES = ("test_kernels_scan.py", "test_kernels_encode.py")
+FILES = ("test_kernels_scan.py", "test_kernels_encode.py", "test_kernels_coarse.py", "test_kernels_cascade.py")
 
 
 @pytest.mark.parametrize("level", [level for level in cpu.available_levels() if level != cpu.simd_level()])

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import tqindex as tq
+from tqindex.codec.packing import row_places
 from tqindex.errors import MissingFileError, StorageError
 
 CODECS = [("mse", bits) for bits in (1, 2, 3, 4, 8)] + [("prod", bits) for bits in (2, 3, 4)]
@@ -132,7 +133,11 @@ def test_failed_add_leaves_no_rows_in_the_file(tmp_path):
     bad[-1, 0] = np.nan
     with pytest.raises(tq.errors.VectorError, match="row 599"):
         index.add(bad)
-    assert index._rows.tail.rows.planes[10:64].any(), "the failed add must have left something"
+    left = index._rows.tail.rows
+    strange = row_places(dim // 8)[2:]  # of rows 10 to 15, whose block the index's last rows share
+    assert left.lead[:, 1, strange].any(axis=(0, 2)).all(), "the failed add must have left something"
+    assert left.lead[:, 2:8].any(axis=(0, 2)).all()
+    assert left.rest[10:64].any(axis=1).all()
     index.save(tmp_path / "after")
     index_of(10, dim).save(tmp_path / "plain")
     assert contents(tmp_path / "after") == contents(tmp_path / "plain")
@@ -164,22 +169,28 @@ def test_segments_are_safetensors_with_aligned_arrays(place):
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     fields = json.loads(content[8:start])
-    assert set(fields) == {"planes", "scales", "sketch_scales", "offsets", "ids"}
+    assert set(fields) == {"lead", "rest", "scales", "sketch_scales", "offsets", "ids"}
     assert start % 64 == 0
     assert {tensor["data_offsets"][0] % 64 for tensor in fields.values()} == {0}
     stored = load_file(path)
-    assert {name: len(tensor) for name, tensor in stored.items()} == dict.fromkeys(fields, 192)
+    lead = stored.pop("lead")
+    assert lead.shape == (2, 192 // 8, 8 * 5)
+    assert {name: len(tensor) for name, tensor in stored.items()} == dict.fromkeys(stored, 192)
     np.testing.assert_array_equal(stored["ids"][:133], [*range(130), 500, 300, 400])
     assert not any(tensor[133:].any() for tensor in stored.values())
+    by_row = lead[:, :, row_places(5)].reshape(2, 192, 5)
+    assert by_row[:, :133].any(axis=(0, 2)).all()
+    assert not by_row[:, 133:].any()
 
 
 def test_mapped_arrays_are_the_file(place):
     index_of(130).save(place)
     loaded = tq.load(place)
-    planes = loaded._rows.segments[0].rows.planes
-    assert isinstance(planes, np.memmap)
-    assert planes.ctypes.data % 64 == 0
-    assert not planes.flags.writeable
+    stored = loaded._rows.segments[0].rows
+    for planes in (stored.lead, stored.rest):
+        assert isinstance(planes, np.memmap)
+        assert planes.ctypes.data % 64 == 0
+        assert not planes.flags.writeable
 
 
 def test_saving_again_writes_what_is_new(place):

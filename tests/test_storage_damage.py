@@ -213,7 +213,9 @@ def test_search_of_a_map_whose_numbers_are_noise(place):
     index = tq.load(place)
     for k in (1, 3, 100):
         with np.errstate(over="ignore"):
-            assert index.search(np.ones((2, 7)), k).ids.shape == (2, k)
+            ids = index.search(np.ones((2, 7)), k).ids
+            assert ids.shape == (2, k)
+            assert (ids != np.iinfo(np.int64).max).all()  # the mark of an empty place stays inside
 
 
 # --- damage that someone made ---
@@ -297,43 +299,49 @@ def test_manifest_fields(place, change, mmap):
     refused(place, mmap=mmap)
 
 
-def tensor(**fields):
-    return lambda header: header["planes"].update(fields)
+def fields_of(**fields):
+    return lambda header, name: header[name].update(fields)
 
 
+# 256 bytes each: "lead" is (2, 16, 8), "rest" (128, 2).
 HEADERS = {
-    "list": lambda header: [header],
-    "no planes": lambda header: header.pop("planes") and None,
-    "no scales": lambda header: header.pop("scales") and None,
-    "name only": lambda header: header.update(planes=3),
-    "field missing": lambda header: header["planes"].pop("shape") and None,
-    "field too many": tensor(more=1),
-    "dtype": tensor(dtype="F64"),
-    "dtype list": tensor(dtype=["U8"]),
-    "wrong dtype": tensor(dtype="I64", shape=[64]),
-    "shape": tensor(shape=[128]),
-    "shape text": tensor(shape="128"),
-    "negative shape": tensor(shape=[-128, -4]),
-    "huge shape": tensor(shape=[HUGE, 4]),
-    "shape that overflows": tensor(shape=[2**63, 4]),
-    "shape past any integer": tensor(shape=[10**30, 0]),
-    "float shape": tensor(shape=[128.0, 4]),
-    "many axes": tensor(shape=[1] * 99),
-    "offsets": tensor(data_offsets=[0, 511]),
-    "offsets reversed": tensor(data_offsets=[512, 0]),
-    "offsets negative": tensor(data_offsets=[-512, 0]),
-    "offsets huge": tensor(data_offsets=[HUGE, HUGE + 512]),
-    "offsets float": tensor(data_offsets=[0.0, 512.0]),
-    "offsets text": tensor(data_offsets=["0", "512"]),
-    "offsets unaligned": tensor(data_offsets=[1, 513]),
-    "three offsets": tensor(data_offsets=[0, 0, 512]),
+    "list": lambda header, name: [header],
+    "no tensor": lambda header, name: header.pop(name) and None,
+    "no scales": lambda header, name: header.pop("scales") and None,
+    "name only": lambda header, name: header.update({name: 3}),
+    "names exchanged": lambda header, name: header.update(lead=header["rest"], rest=header["lead"]),
+    "field missing": lambda header, name: header[name].pop("shape") and None,
+    "field too many": fields_of(more=1),
+    "dtype": fields_of(dtype="F64"),
+    "dtype list": fields_of(dtype=["U8"]),
+    "wrong dtype": fields_of(dtype="I64", shape=[32]),
+    "shape": fields_of(shape=[128]),
+    "shape of as many bytes": fields_of(shape=[256]),
+    "axes exchanged": lambda header, name: header[name]["shape"].reverse(),
+    "shape text": fields_of(shape="128"),
+    "negative shape": fields_of(shape=[-128, -2]),
+    "huge shape": fields_of(shape=[HUGE, 4]),
+    "shape that overflows": fields_of(shape=[2**63, 4]),
+    "shape past any integer": fields_of(shape=[10**30, 0]),
+    "float shape": fields_of(shape=[128.0, 2]),
+    "many axes": fields_of(shape=[1] * 99),
+    "offsets": fields_of(data_offsets=[0, 255]),
+    "offsets of more bytes": fields_of(data_offsets=[0, 512]),
+    "offsets reversed": fields_of(data_offsets=[256, 0]),
+    "offsets negative": fields_of(data_offsets=[-256, 0]),
+    "offsets huge": fields_of(data_offsets=[HUGE, HUGE + 256]),
+    "offsets float": fields_of(data_offsets=[0.0, 256.0]),
+    "offsets text": fields_of(data_offsets=["0", "256"]),
+    "offsets unaligned": fields_of(data_offsets=[1, 257]),
+    "three offsets": fields_of(data_offsets=[0, 0, 256]),
 }
 
 
 @pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize("name", ["lead", "rest"])
 @pytest.mark.parametrize("change", HEADERS.values(), ids=HEADERS)
-def test_segment_headers(place, change, mmap):
-    forge_header(place, change)
+def test_segment_headers(place, change, name, mmap):
+    forge_header(place, lambda header: change(header, name))
     refused(place, segments(place)[0].name, mmap=mmap)
 
 

@@ -13,7 +13,7 @@ from tqindex.kernels.compile import cache_folder
 def compile_kernels() -> None:
     """Compile every kernel: both rotations, both kinds, both efforts, single queries and batches."""
     for dim, kind, effort in ((8, "mse", "plain"), (64, "prod", "plain"), (64, "mse", "search")):
-        rows = np.tile(np.eye(1, dim, dtype=np.float32), (2 * FEW_QUERIES, 1))
+        rows = np.tile(np.eye(1, dim, dtype=np.float32), (2 * FEW_QUERIES, 1))  # more than go one by one
         index = Index(dim, codec=kind, center=np.full(dim, 0.1), effort=effort)  # type: ignore[arg-type]
         index.add(rows)
         index.search(rows[0], 1)

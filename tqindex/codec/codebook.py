@@ -140,12 +140,13 @@ class SphereLaw:
         half, middle = (theta[1:] - theta[:-1]) / 2.0, (theta[1:] + theta[:-1]) / 2.0
         nodes = middle[:, np.newaxis] + half[:, np.newaxis] * _NODES
         weights = half[:, np.newaxis] * np.cos(nodes) ** (self.dim - 2) * _WEIGHTS / self._total
-        values: Float64Array = self.root * np.sin(nodes)
-        return values, weights
+        return self.root * np.sin(nodes), weights
 
     def _edges(self, boundaries: npt.NDArray[Any]) -> Float64Array:
         """Ends of a quantiser's cells."""
-        return np.clip(np.concatenate([[-self.reach], boundaries, [self.reach]]), -self.reach, self.reach)
+        edges = np.concatenate([[-self.reach], boundaries.astype(np.float64), [self.reach]])
+        clipped: Float64Array = np.clip(edges, -self.reach, self.reach)
+        return clipped
 
 
 def _lloyd_max(law: SphereLaw, levels: int) -> Float64Array:

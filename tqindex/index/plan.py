@@ -24,6 +24,8 @@ Int8Array = npt.NDArray[np.int8]
 EPS = 1e-6
 #: Below this many dimensions a row's share of the margin varies too much for constants (and rows are small).
 _LEAST_DIM = 64
+#: Below this step of a query float32 loses digits of its products, by which bounds could miss scores.
+_LEAST_STEP = 2.0**-110
 
 
 class ScanPlan:
@@ -123,7 +125,7 @@ def single_queries(plan: ScanPlan, queries: QueryCodes, k: int, exact_scan: bool
 
 def _stages(plan: ScanPlan, levels: Int8Array, step: float, k: int, eps: float, exact_scan: bool) -> tuple[Any, Any]:
     """Return a query's bit slices and the weights of its bounds; empty ones for an exact scan."""
-    count = 0 if exact_scan else len(plan.stages)
+    count = 0 if exact_scan or step < _LEAST_STEP else len(plan.stages)
     slices, weights = np.zeros(len(levels) // 64 * SLICES, np.uint64), np.zeros(4 * count, np.float32)
     if count:
         book = plan.codec.codebook

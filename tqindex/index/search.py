@@ -122,4 +122,5 @@ def _scan(
     joined_scores, joined_ids = scores.swapaxes(0, 1).reshape(nq, -1), ids.swapaxes(0, 1).reshape(nq, -1)
     order = np.lexsort((joined_ids, -joined_scores), axis=1)[:, :k]
     row = np.arange(nq)[:, np.newaxis]
-    return joined_scores[row, order], joined_ids[row, order]
+    best = joined_ids[row, order]
+    return joined_scores[row, order], np.where(best == NO_ID, -1, best)
