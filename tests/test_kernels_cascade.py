@@ -196,6 +196,16 @@ def test_distances_far_below_the_norms(bits: int, shift: float) -> None:
         assert_nothing_lost(index, queries + np.float32(shift), k)
 
 
+@pytest.mark.parametrize(("row_size", "query_size"), [(1e-30, 1e-13), (1e-20, 1e-22), (1e15, 1e-43), (1e15, 1e-36)])
+@pytest.mark.parametrize("config", [CODECS[3], CODECS[7]], ids=name_of)
+def test_numbers_too_small_for_float32s_digits(config: Any, row_size: float, query_size: float) -> None:
+    rows, queries = clustered_rows(1500, 100, 4)
+    index = tq.Index(100, metric="ip", **config)
+    index.add(rows * np.float32(row_size))
+    for k in (1, 10):
+        assert_nothing_lost(index, queries * np.float32(query_size), k)
+
+
 # --- how many are scored in full ---
 
 

@@ -27,8 +27,6 @@ _MOST_SCORED = 0.5
 _BATCH, _FIRST_BATCH = 128, 1
 #: What float32 sums of scores may differ by, relative to their largest part.
 _SLACK = np.float32(2.0**-21)
-#: And what they may differ by where they are so small that float32 loses digits.
-_LEAST = np.float32(2.0**-120)
 _ALL, _BLOCK_ROWS = np.uint32(2 ** (BLOCK * STREAMS) - 1), np.uint32(2**BLOCK - 1)
 #: Where more than this share of blocks is left by the first plane, both planes are counted together; one batch in so
 #: many is counted apart, to see whether that is still so.
@@ -233,7 +231,7 @@ def _reach(
 @inner_kernel
 def _lowered(threshold: Any, bias: Any) -> Any:
     """The threshold of bounds, which lack the query's bias."""
-    return np.float32(threshold - bias - _SLACK * (abs(threshold) + abs(bias)) - _LEAST)
+    return np.float32(threshold - bias - _SLACK * (abs(threshold) + abs(bias)))
 
 
 @called_kernel
