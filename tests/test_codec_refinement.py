@@ -76,7 +76,8 @@ def test_constants_are_the_integrals(dim: int, config: Any) -> None:
         assert known.kappa == pytest.approx(kappa, abs=2e-5)
         # Of a row at cosine c the variance is (1 - c^2) far + c^2 near: the claim is for every c.
         far, near = mean(e**2), mean((y * e) ** 2) - mean(y * e * (y**2 - 1)) ** 2 / 2
-        assert known.sigma**2 == pytest.approx(max(far, near) + sketch, abs=2e-5)
+        assert known.sigma**2 == pytest.approx(max(far, near), abs=2e-5)
+        assert known.sketch**2 == pytest.approx(sketch, abs=2e-5)
 
 
 def normalised_errors(codec: Codec, cosine: float, n: int) -> list[Any]:
@@ -102,7 +103,7 @@ def normalised_errors(codec: Codec, cosine: float, n: int) -> list[Any]:
         v = known.values[codes >> (codec.codebook.bits - known.planes)]
         partial = encoded.scales * known.kappa * (rotated * v).sum(axis=1)
         # 1 bit is its own first plane: the only error is the codebook's rounding, of which no law is claimed.
-        sigma = known.sigma if known.planes < codec.bits else np.inf
+        sigma = np.hypot(known.sigma, known.sketch) if known.planes < codec.bits else np.inf
         errors.append((scores - partial) / (encoded.scales * sigma * np.sqrt(codec.dim / (codec.dim - 1))))
         assert np.abs(scores - partial).max() <= 1e-5 * encoded.scales.max() or known.sigma > 1e-4
     return errors

@@ -117,7 +117,7 @@ def coarsen(plan: ScanPlan, levels: Any, scale: float, deviations: float) -> tup
     padded, slices = np.zeros(depth, np.int8), np.zeros(depth // 64 * SLICES, np.uint64)
     padded[: len(levels)] = levels
     weights = np.zeros(4 * len(plan.stages), np.float32)
-    coarsen_query(padded, len(levels), scale, deviations, plan.stages, slices, weights)
+    coarsen_query(padded, len(levels), scale, deviations, deviations + 1, plan.stages, slices, weights)
     return slices, weights.reshape(-1, 4)
 
 
@@ -162,7 +162,8 @@ def test_bounds_are_partial_scores_and_margins(dim: int, kind: Any, bits: int, s
             group = 2 * first_bits + second_bits if planes == 2 else first_bits
             partial = known.kappa * unit_scale * (known.values[group] @ stand_in)
             variance = known.sigma**2 * (exact @ exact) + known.kappa**2 * known.power * (rest @ rest)
-            margin = deviations * unit_scale * np.sqrt(variance * dim / (dim - 1))
+            sketch = (deviations + 1) * known.sketch * np.sqrt(exact @ exact)
+            margin = (deviations * np.sqrt(variance) + sketch) * unit_scale * np.sqrt(dim / (dim - 1))
             bound = w[0] * (first_bits @ coarse) + w[1] * (second_bits @ coarse) + w[2]
             slack = 2.0**-20 * np.sqrt(dim * (exact @ exact)) * unit_scale  # for the rounding of float32 scores
             size = known.kappa * unit_scale * np.abs(stand_in).sum() + margin + slack

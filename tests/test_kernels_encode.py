@@ -127,7 +127,7 @@ def test_batches_leave_no_trace(sizes: list[int], threads: int) -> None:
     start = 0
     for size in sizes:
         stop = start + size
-        encode_rows(codec, rows[start:stop], "l2", parts[start:stop], threads)
+        encode_rows(codec, rows[start:stop], "l2", parts, threads, at=start)
         start = stop
     for name in ("planes", "scales", "sketch_scales", "offsets"):
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))

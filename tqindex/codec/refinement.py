@@ -6,10 +6,10 @@ a sketch a z and its share). For a row with scale s,
 
     score = s <R q', Z>,        partial = s kappa <R q', v>,        kappa = E[Z y] / E[v y]
 
-kappa makes partial unbiased too. What is left, e = Z - kappa v (and the sketch's own error), is uncorrelated with y.
-Over the random rotation score - partial therefore has mean 0; its variance is s^2 |q'|^2 d / (d - 1) times
+kappa makes partial unbiased too. What is left, e = Z - kappa v, is uncorrelated with y. Over the random rotation
+score - partial therefore has mean 0; its variance is s^2 |q'|^2 d / (d - 1) times
 
-    (1 - c^2) E[e^2] + c^2 (E[y^2 e^2] - E[y e (y^2 - 1)]^2 / 2) + sketch
+    (1 - c^2) E[e^2] + c^2 (E[y^2 e^2] - E[y e (y^2 - 1)]^2 / 2)
 
 for a row at cosine c to the query: across y the error is e on a random direction, along y it is how far <y, e> is from
 0, of which a part moves the scale s instead. sigma^2 is the larger of both ends, so the claim holds for every c; a
@@ -18,8 +18,11 @@ projection on a random direction has lighter tails than the normal law. With E[v
     "mse":   kappa = E[z y] / E[v^2],     e = z - kappa v
     "prod":  kappa = 1 / (a E[v^2]),      e = (y - v / E[v^2]) / a,     a = E[z y] / E[z^2]
 
-and the sketch's variance is c_S E (y - a z)^2 / a^2: c_S = pi / 2 for "gaussian" (QJL, Lemma 3.5), pi / 2 - 1 for
-"orthogonal". With the paper's scale a is 1 in "prod".
+A centroid's error y - z is uncorrelated with z and v, so in "mse" the best scores are no likelier than others to have a
+low bound. In "prod" they are: the sketch adds an error of its own to the score, of mean 0 and variance sketch^2 in the
+same units, and the best scores are those where it is high. It needs a margin of its own, for all rows and not for the
+k best. sketch^2 = c_S E (y - a z)^2 / a^2 with c_S = pi / 2 for "gaussian" (QJL, arXiv 2406.03482, Lemma 3.5) and
+pi / 2 - 1 for "orthogonal". With the paper's scale a is 1.
 """
 
 from dataclasses import dataclass
@@ -40,7 +43,7 @@ class Refinement:
     planes : int
     values : float64 (2**planes,), v: the mean of a coordinate given these planes, in units of y
     power : float, E[v^2]
-    kappa, sigma : float, as above
+    kappa, sigma, sketch : float, as above; no sketch: 0
     """
 
     planes: int
@@ -48,6 +51,7 @@ class Refinement:
     power: float
     kappa: float
     sigma: float
+    sketch: float
 
 
 def refinement(codec: Codec, planes: int) -> Refinement:
@@ -72,4 +76,4 @@ def refinement(codec: Codec, planes: int) -> Refinement:
         kappa, e = 1.0 / (a * power), (y - v / power) / a
         sketch = (np.pi / 2 - (codec.sketch == "orthogonal")) * mean((y - a * z) ** 2) / a**2
     far, near = mean(e**2), mean((y * e) ** 2) - mean(y * e * (y**2 - 1)) ** 2 / 2
-    return Refinement(planes, values, power, kappa, float(np.sqrt(max(far, near) + sketch)))
+    return Refinement(planes, values, power, kappa, float(np.sqrt(max(far, near))), float(np.sqrt(sketch)))

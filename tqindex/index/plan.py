@@ -34,7 +34,7 @@ class ScanPlan:
     Attributes
     ----------
     tables : (bits, table, sketch_table) of the kernels
-    stages : float64 (stages, 6), the cascade's stages as `tqindex.kernels.coarse` names the columns; none where every
+    stages : float64 (stages, 7), the cascade's stages as `tqindex.kernels.coarse` names the columns; none where every
         row is scored in full
     """
 
@@ -52,7 +52,7 @@ class ScanPlan:
         # The constants are those of plain codes: with effort "search" a scale depends on the stretch of its row.
         has_stages = codec.dim >= _LEAST_DIM and codec.effort == "plain"
         counts = range(1, min(book.bits, LEADING) + 1) if has_stages else ()
-        self.stages = np.array([_stage(refinement(codec, planes)) for planes in counts]).reshape(-1, 6)
+        self.stages = np.array([_stage(refinement(codec, planes)) for planes in counts]).reshape(-1, 7)
 
     @property
     def name(self) -> str:
@@ -70,7 +70,7 @@ def _stage(known: Refinement) -> list[float]:
     """Return a stage's constants in the order of `tqindex.kernels.coarse`."""
     v = known.values
     second_gap = v[1] - v[0] if known.planes > 1 else 0.0
-    return [v[0], v[len(v) // 2] - v[0], second_gap, known.kappa, known.sigma**2, known.power]
+    return [v[0], v[len(v) // 2] - v[0], second_gap, known.kappa, known.sigma**2, known.power, known.sketch]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,10 +97,10 @@ class BatchQueries:
         return cls((*plan.tables, TILE_CONFIGURATION), (nq, packed, sketch_packed, plan.multiplier), sides)
 
 
-def single_queries(plan: ScanPlan, queries: QueryCodes, k: int, exact_scan: bool, eps: float) -> list[tuple[Any, Any]]:
+def single_queries(plan: ScanPlan, queries: QueryCodes, margins: tuple[float, float] | None) -> list[tuple[Any, Any]]:
     """Return `query` and `stages` of `tqindex.kernels.cascade.scan_rows_single` for every query.
 
-    eps: see `EPS`.
+    margins: as `deviations` gives them, or None for an exact scan.
     """
     levels, sketch_levels = _padded(queries.levels), _padded(queries.sketch_levels)
     shifts, sketch_shifts = plan.shifts(queries)
@@ -117,28 +117,38 @@ def single_queries(plan: ScanPlan, queries: QueryCodes, k: int, exact_scan: bool
                 sketch_steps[q],
                 queries.biases[q],
             ),
-            _stages(plan, levels[q], float(queries.steps[q]), k, eps, exact_scan),
+            _stages(plan, levels[q], float(queries.steps[q]), margins),
         )
         for q in range(len(queries))
     ]
 
 
-def _stages(plan: ScanPlan, levels: Int8Array, step: float, k: int, eps: float, exact_scan: bool) -> tuple[Any, Any]:
+def _stages(plan: ScanPlan, levels: Int8Array, step: float, margins: tuple[float, float] | None) -> tuple[Any, Any]:
     """Return a query's bit slices and the weights of its bounds; empty ones for an exact scan."""
-    count = 0 if exact_scan or step < _LEAST_STEP else len(plan.stages)
-    slices, weights = np.zeros(len(levels) // 64 * SLICES, np.uint64), np.zeros(4 * count, np.float32)
-    if count:
-        book = plan.codec.codebook
-        # A query's step counts the codebook's step too.
-        scale = step / (book.step * (0.5 if book.offset else 1.0))
-        coarsen_query(levels, plan.codec.dim, scale, _deviations(eps, k), plan.stages, slices, weights)
+    if margins is None or step < _LEAST_STEP or not len(plan.stages):
+        return np.empty(0, np.uint64), np.empty(0, np.float32)
+    slices, weights = np.zeros(len(levels) // 64 * SLICES, np.uint64), np.zeros(4 * len(plan.stages), np.float32)
+    book = plan.codec.codebook
+    # A query's step counts the codebook's step too.
+    scale = step / (book.step * (0.5 if book.offset else 1.0))
+    coarsen_query(levels, plan.codec.dim, scale, *margins, plan.stages, slices, weights)
     return slices, weights
 
 
+def deviations(plan: ScanPlan, k: int, n: int, eps: float) -> tuple[float, float]:
+    """Return the margins, in standard deviations, with which any of the k best of n rows is lost with probability eps.
+
+    Each of the k best may be lost in either of two stages. With a sketch half of eps goes to its error in any row.
+    """
+    if plan.codec.kind == "mse":
+        return _quantile(eps / (2 * k)), 0.0
+    return _quantile(eps / (4 * k)), _quantile(eps / (2 * n))
+
+
 @lru_cache(maxsize=256)
-def _deviations(eps: float, k: int) -> float:
-    """Standard deviations of a margin that fails with probability eps in any of two stages of any of k rows."""
-    return -NormalDist().inv_cdf(min(0.5, eps / (2 * k)))
+def _quantile(probability: float) -> float:
+    """Where the normal law's upper tail has a probability."""
+    return -NormalDist().inv_cdf(min(0.5, probability))
 
 
 def _padded(levels: Int8Array | None) -> Int8Array:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tqindex.codec.codes import QueryCodes
 from tqindex.codec.packing import BLOCK
-from tqindex.index.plan import EPS, BatchQueries, ScanPlan, single_queries
+from tqindex.index.plan import EPS, BatchQueries, ScanPlan, deviations, single_queries
 from tqindex.index.segments import Segment
 from tqindex.kernels.cascade import scan_rows_single
 from tqindex.kernels.scan import NO_ID, scan_rows
@@ -83,7 +83,7 @@ def search_segments(
 
         scores[:, :kept], ids[:, :kept] = _scan(chunks, nq, kept, threads, scan_batch)
     else:
-        singles = single_queries(plan, queries, kept, exact_scan, eps)
+        singles = single_queries(plan, queries, None if exact_scan else deviations(plan, kept, n, eps))
         chunks = _cut(segments, min(max(n // (4 * threads), _SINGLE_ROWS[0]), _SINGLE_ROWS[1]) if threads > 1 else n)
         counts = np.zeros((min(threads, len(chunks)), nq), np.int64)
 

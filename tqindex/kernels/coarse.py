@@ -12,14 +12,21 @@ _STEP = 0.335
 _MOST = 2 ** (SLICES - 1) - 1
 #: What float32 scores may differ by, relative to the largest that a row could reach.
 _SLACK = 2.0**-20
-#: Columns of `stages`: v of the lowest group, what the first and the second plane's bit add to it, kappa, sigma^2 and
-#: E[v^2] (`tqindex.codec.refinement`).
-LOWEST, FIRST_GAP, SECOND_GAP, KAPPA, VARIANCE, POWER = range(6)
+#: Columns of `stages`: v of the lowest group, what the first and the second plane's bit add to it, kappa, sigma^2,
+#: E[v^2] and the sketch's deviation (`tqindex.codec.refinement`).
+LOWEST, FIRST_GAP, SECOND_GAP, KAPPA, VARIANCE, POWER, SKETCH = range(7)
 
 
 @kernel
 def coarsen_query(
-    levels: Any, dim: int, scale: float, deviations: float, stages: Any, slices: Any, weights: Any
+    levels: Any,
+    dim: int,
+    scale: float,
+    deviations: float,
+    sketch_deviations: float,
+    stages: Any,
+    slices: Any,
+    weights: Any,
 ) -> None:
     """Write a query's bit slices and the weights of its bounds.
 
@@ -27,8 +34,8 @@ def coarsen_query(
     l, so that it adds to the variance of the bounds but not to their mean.
 
     levels : i8 (depth,), scale * levels is R q'
-    deviations : of the bounds' margin, in standard deviations
-    stages : float64 (stages, 6)
+    deviations, sketch_deviations : what the bounds' margin holds, in standard deviations of either error
+    stages : float64 (stages, 7)
     slices, weights : u64 (depth / 64 * SLICES,) and f32 (4 * stages,), zeroed, written as
         `tqindex.kernels.simd_count` takes them
     """
@@ -53,7 +60,9 @@ def coarsen_query(
         known = stages[stage]
         factor = scale * known[KAPPA] * unit
         variance = known[VARIANCE] * squares + known[KAPPA] ** 2 * known[POWER] * rest
-        margin = deviations * np.sqrt(variance * dim / (dim - 1.0)) + _SLACK * np.sqrt(np.float64(squares * dim))
+        sketch = sketch_deviations * known[SKETCH] * np.sqrt(np.float64(squares))
+        margin = (deviations * np.sqrt(variance) + sketch) * np.sqrt(dim / (dim - 1.0))
+        margin += _SLACK * np.sqrt(np.float64(squares * dim))
         weights[4 * stage] = factor * known[FIRST_GAP]
         weights[4 * stage + 1] = factor * known[SECOND_GAP]
         weights[4 * stage + 2] = factor * known[LOWEST] * total + scale * margin
