@@ -55,12 +55,17 @@ def assert_nothing_lost(index: tq.Index, queries: Any, k: int, threads: int = 1)
 # --- the same result ---
 
 
-@pytest.mark.parametrize("config", CODECS, ids=name_of)
-@pytest.mark.parametrize("dim", [64, 65, 100, 257, 1536])
+@pytest.mark.parametrize(
+    ("dim", "config"),
+    [
+        pytest.param(dim, config, id=f"{dim}-{name_of(config)}")
+        for dim in (64, 65, 100, 257, 1536)
+        for config in CODECS
+        if dim < 1000 or config.get("sketch") != "gaussian"  # such a matrix takes a second to make
+    ],
+)
 def test_the_cascade_is_the_exact_scan(dim: int, config: Any) -> None:
     n = 700 if dim > 1000 else 1500
-    if dim > 1000 and config.get("sketch") == "gaussian":
-        pytest.skip("a matrix of this width takes a second to make")
     rows, queries = clustered_rows(n, dim, 3)
     rows[n - 60 :] = rows[:60]  # ties
     queries[2] = rows[7]
