@@ -74,7 +74,9 @@ def test_the_cascade_is_the_exact_scan(dim: int, config: Any) -> None:
             index = tq.Index(dim, metric=metric, center=center, **config)
             index.add(rows)
             shares = [assert_nothing_lost(index, queries, k) for k in (1, 10, 100, n + 5)]
-            assert shares[0] <= (0.5 if dim < 257 else 0.15)
+            # A sketch of 2 bits errs most, and its margin is the widest.
+            wide = config["codec"] == "prod" and config["bits"] == 2
+            assert shares[0] <= (0.65 if wide else 0.5 if dim < 257 else 0.15)
             assert shares[0] <= shares[1] <= shares[2] <= shares[3] <= 1.2
 
 
