@@ -110,9 +110,9 @@ def test_no_folder_is_said_and_survived(fresh_cache: Any, tmp_path: Path, caplog
 
 def test_kernels_are_kept_and_found_again(run_python: Any, tmp_path: Path) -> None:
     code = (
-        "from tqindex.kernels.rotate import walsh_hadamard as kernel; import numpy as np\n"
-        "x = np.repeat(np.arange(4, dtype=np.float32), 16); kernel(x, 0, 4); "
-        "print(x[::16].tolist(), sum(kernel.stats.cache_hits.values()))"
+        "from tqindex.kernels.rotate import project_rows as kernel; import numpy as np\n"
+        "x = np.ones((1, 2), np.float32); kernel(x, np.array([[1, 2], [3, 4]], np.float32), np.empty(2, np.float32))\n"
+        "print(x.tolist(), sum(kernel.stats.cache_hits.values()))"
     )
     for hits in (0, 1):
-        assert run_python("-c", code, TQINDEX_CACHE_DIR=str(tmp_path)) == f"[6.0, -2.0, -4.0, 0.0] {hits}\n"
+        assert run_python("-c", code, TQINDEX_CACHE_DIR=str(tmp_path)) == f"[[4.0, 6.0]] {hits}\n"
