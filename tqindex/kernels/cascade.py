@@ -67,9 +67,10 @@ def scan_rows_single(
     counts, second_counts = np.zeros(_BATCH * BLOCK, np.int32), np.zeros(BLOCK * STREAMS, np.int32)
     planes, levels = np.zeros(lead.shape[0] * padded_width(width), np.uint8), np.zeros(query[0].shape[0], np.uint8)
     scratch = kept, wanted, counts, second_counts, planes, levels
-    # A sample first, for a threshold to begin with; its rows come again.
+    # A sample of many rows first, for a threshold to begin with; its rows come again.
     sample = np.full((1, k), -np.inf, np.float32), np.full((1, k), NO_ID, np.int64)
-    step = _SAMPLE if stages[1].size > 0 and best_scores[0, 0] == -np.inf else 1
+    begins = stages[1].size > 0 and best_scores[0, 0] == -np.inf
+    step = _SAMPLE if begins and stop - start >= _SAMPLE * _BATCH else 1
     scored = 0
     while True:
         best = sample if step > 1 else (best_scores, best_ids)
