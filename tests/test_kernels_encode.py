@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tqindex.checks import as_rows
@@ -14,6 +14,7 @@ from tqindex.codec.rotation import gaussian_projection, make_rotation
 from tqindex.codec.sums import dot, tree_sum
 from tqindex.errors import VectorError
 from tqindex.kernels import encode as kernels
+from tqindex.kernels import encoder
 from tqindex.kernels.encoder import BLOCK_ROWS, encode_rows, project
 from tqindex.kernels.product import TILE, _place_row, expand_tile
 from tqindex.kernels.rows import EncodedRows, StoredRows
@@ -31,6 +32,12 @@ CODECS: list[dict[str, Any]] = [
     *({"bits": bits, "kind": "mse", "scale": "unbiased", "effort": "search"} for bits in (2, 3, 4)),
     *({"bits": bits, "kind": "prod", "scale": "unbiased", "effort": "search"} for bits in (3, 4)),
 ]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of BLOCK_ROWS rows at any width, so that few rows cross them."""
+    monkeypatch.setattr(encoder, "_BLOCK_VALUES", 1)
 
 
 def name_of(config: dict[str, Any]) -> str:
@@ -117,7 +124,12 @@ def test_threads_leave_no_trace(threads: int, config: Any, gaussian_rows: Any) -
     np.testing.assert_array_equal(rows, before)
 
 
-@settings(derandomize=True, deadline=None, max_examples=25)
+@settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=5), st.integers(1, 4))
 def test_batches_leave_no_trace(sizes: list[int], threads: int) -> None:
     codec = Codec(9, 3, "prod")

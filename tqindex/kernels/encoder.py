@@ -22,7 +22,9 @@ from tqindex.kernels.simd_rotate import LANES
 from tqindex.kernels.threads import run_parallel
 
 Float32Array = npt.NDArray[np.float32]
-#: Rows that one task encodes: small enough to stay in cache, many enough to outweigh the calls.
+#: Coordinates that one task encodes, and rows at least: few enough to stay in cache, many enough to outweigh the calls,
+#: which one thread makes at a time.
+_BLOCK_VALUES = 2**17
 BLOCK_ROWS = 256
 #: Multiply-adds of one task by a matrix, some tens of milliseconds, since Ctrl-C waits for it.
 _MATRIX_WORK = 2**27
@@ -57,7 +59,7 @@ def encode_rows(
         _encode_block(codec, metric, work, norms[block], encoded)
         out.write(at + block.start, encoded)
 
-    run_parallel(_blocks(n, codec.rotate, codec.sketch_projection), threads, encode_block)
+    run_parallel(_blocks(n, codec.dim, codec.rotate, codec.sketch_projection), threads, encode_block)
     if not np.isfinite(norms).all():  # then some coordinate is not: squares of float32 do not overflow float64
         check_finite(rows, "vectors", first_row)
     check_nonzero(lengths, "vectors", first_row)
@@ -94,16 +96,18 @@ def _encode_block(
     pack_rows(codes, codec.bits, out.planes)
 
 
-def _blocks(n: int, *projections: HadamardRotation | MatrixProjection | None) -> list[slice]:
+def _blocks(n: int, dim: int, *projections: HadamardRotation | MatrixProjection | None) -> list[slice]:
     """Cut n rows into what one task takes through the projections."""
     work = sum(projection.columns.size for projection in projections if isinstance(projection, MatrixProjection))
-    step = min(BLOCK_ROWS, max(1, _MATRIX_WORK // work)) if work else BLOCK_ROWS
+    step = max(BLOCK_ROWS, _BLOCK_VALUES // dim)
+    if work:
+        step = min(step, max(1, _MATRIX_WORK // work))
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
 
 def project(projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> None:
     """Apply a projection to rows in place."""
-    for block in _blocks(len(rows), projection):
+    for block in _blocks(*rows.shape, projection):
         _project_block(projection, rows[block])
 
 
