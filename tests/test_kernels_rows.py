@@ -81,7 +81,8 @@ def test_what_is_written_is_read(form: Any, metric: str, dim: int, start: int, s
     before = stored.read(others)
     at = 0
     for size in sizes:
-        stored.write(start + at, rows[at : at + size])
+        part = EncodedRows(*(array[at : at + size] for array in vars(rows).values()))
+        stored.write(start + at, part)
         at += size
     assert_same(stored.read(np.arange(start, stop)), rows)
     order = np.random.default_rng(dim).permutation(n)
