@@ -208,7 +208,7 @@ class Index:
         queries : float16/32/64 of shape (nq, dim) or (dim,)
         k : int, 1 to 2**20
         threads : int, optional
-            Default: every CPU that the process may use. The result does not depend on it.
+            Default: every CPU that the process may use. The result does not depend on it, except by that 1e-6.
         exact_scan : bool
             Score every row in full.
 
