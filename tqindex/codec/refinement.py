@@ -22,7 +22,8 @@ A centroid's error y - z is uncorrelated with z and v, so in "mse" the best scor
 low bound. In "prod" they are: the sketch adds an error of its own to the score, of mean 0 and variance sketch^2 in the
 same units, and the best scores are those where it is high. It needs a margin of its own, for all rows and not for the
 k best. sketch^2 = c_S E (y - a z)^2 / a^2 with c_S = pi / 2 for "gaussian" (QJL, arXiv 2406.03482, Lemma 3.5) and
-pi / 2 - 1 for "orthogonal". With the paper's scale a is 1.
+pi / 2 - 1 for "orthogonal". With the paper's scale a is 1; else each row has its own, which moves the partial scores of
+near rows up by some hundredths of sigma: the side that loses nothing.
 """
 
 from dataclasses import dataclass
