@@ -111,12 +111,16 @@ class SphereLaw:
 
     def _integrate(self, edges: Float64Array) -> Float64Array:
         """Integral of cos(theta)^(dim - 2) between neighbouring edges, given in units of y."""
+        half, nodes = self._nodes(edges)
+        integrals: Float64Array = half * (np.cos(nodes) ** (self.dim - 2) * _WEIGHTS).sum(axis=1)
+        return integrals
+
+    def _nodes(self, edges: Float64Array) -> tuple[Float64Array, Float64Array]:
+        """Half the width of each cell as an angle, and the angles (cells, nodes) of its Gauss-Legendre nodes."""
         theta = np.arcsin(np.clip(edges / self.root, -1.0, 1.0))
         half = (theta[1:] - theta[:-1]) / 2.0
         middle = (theta[1:] + theta[:-1]) / 2.0
-        nodes = middle[:, np.newaxis] + half[:, np.newaxis] * _NODES
-        integrals: Float64Array = half * (np.cos(nodes) ** (self.dim - 2) * _WEIGHTS).sum(axis=1)
-        return integrals
+        return half, middle[:, np.newaxis] + half[:, np.newaxis] * _NODES
 
     def masses(self, edges: Float64Array) -> Float64Array:
         """Probability of each cell between neighbouring edges."""
@@ -136,9 +140,7 @@ class SphereLaw:
 
     def quadrature(self, boundaries: npt.NDArray[Any]) -> tuple[Float64Array, Float64Array]:
         """Return values y and weights, (cells, nodes) each: E f(y) is the sum of weights * f, cell by cell smooth."""
-        theta = np.arcsin(np.clip(self._edges(boundaries) / self.root, -1.0, 1.0))
-        half, middle = (theta[1:] - theta[:-1]) / 2.0, (theta[1:] + theta[:-1]) / 2.0
-        nodes = middle[:, np.newaxis] + half[:, np.newaxis] * _NODES
+        half, nodes = self._nodes(self._edges(boundaries))
         weights = half[:, np.newaxis] * np.cos(nodes) ** (self.dim - 2) * _WEIGHTS / self._total
         return self.root * np.sin(nodes), weights
 
