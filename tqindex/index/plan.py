@@ -14,8 +14,8 @@ from tqindex.codec.packing import LEADING
 from tqindex.codec.refinement import Refinement, refinement
 from tqindex.kernels.coarse import coarsen_query
 from tqindex.kernels.product import LANES, TILE_CONFIGURATION, pack_queries
-from tqindex.kernels.scan import BIASES, SHIFTS, SKETCH_SHIFTS, SKETCH_STEPS, STEPS
 from tqindex.kernels.simd_count import SLICES
+from tqindex.kernels.simd_score import BIASES, SHIFTS, SKETCH_SHIFTS, SKETCH_STEPS, STEPS
 
 Float32Array = npt.NDArray[np.float32]
 Int8Array = npt.NDArray[np.int8]

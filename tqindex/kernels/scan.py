@@ -20,13 +20,12 @@ from tqindex.kernels.product import (
     expand_tile,
     multiply_tile,
 )
-from tqindex.kernels.simd_rows import STRIP, lowest_bit, make_score_strip
+from tqindex.kernels.simd_score import STRIP, THRESHOLDS, lowest_bit, make_next_reached
 
 #: Marks an empty place among the best.
 NO_ID = np.iinfo(np.int64).max
-#: Rows of `sides`, float32 (6, columns); the last two hold int32.
-STEPS, BIASES, THRESHOLDS, SKETCH_STEPS, SHIFTS, SKETCH_SHIFTS = range(6)
-_score_strip, _score_strip_with_sketch = make_score_strip(False), make_score_strip(True)
+_MASK = 2**STRIP - 1
+_next_reached, _next_reached_with_sketch = make_next_reached(False), make_next_reached(True)
 # Numba's types give intrinsics the arguments of their code generators.
 _lowest_bit: Any = lowest_bit
 
@@ -82,7 +81,7 @@ def scan_rows(
     lead, rest, scales, sketch_scales, offsets, ids = rows
     bits, table, sketch_table, configuration = tables
     nq, packed, sketch_packed, multiplier = queries
-    has_sketch, has_offsets, has_ids = sketch_scales.shape[0] > 0, offsets.shape[0] > 0, ids.shape[0] > 0
+    has_sketch, has_ids = sketch_scales.shape[0] > 0, ids.shape[0] > 0
     groups, depth = packed.shape[0], 4 * packed.shape[1]
     columns = LANES * groups
     work = np.zeros(lead.shape[0] * padded_width(lead.shape[2] // BLOCK), np.uint8)
@@ -107,32 +106,19 @@ def scan_rows(
             multiply_tile(flat_levels, tile_rows, depth, flat_packed, group, products)
             if has_sketch:
                 multiply_tile(flat_signs, tile_rows, depth, flat_sketch, group, sketch_products)
-            for r in range(tile_rows):
-                row = tile + r
-                offset = offsets[row] if has_offsets else np.float32(0)
-                at = STRIP * r
+            row = 0
+            while True:
+                of_rows = scales, sketch_scales, offsets, tile, row, tile_rows, multiplier, scores
                 if has_sketch:
-                    reached = _score_strip_with_sketch(
-                        products,
-                        sketch_products,
-                        at,
-                        flat_sides,
-                        columns,
-                        first,
-                        scales[row],
-                        sketch_scales[row],
-                        offset,
-                        multiplier,
-                        scores,
-                    )
+                    found = _next_reached_with_sketch(products, sketch_products, flat_sides, columns, first, *of_rows)
                 else:
-                    scale = scales[row]
-                    reached = _score_strip(
-                        products, products, at, flat_sides, columns, first, scale, scale, offset, multiplier, scores
-                    )
-                if reached != 0:
-                    row_id = ids[row] if has_ids else first_id + row
-                    keep_reached(reached, first, scores, row_id, best_scores, best_ids, thresholds)
+                    found = _next_reached(products, products, flat_sides, columns, first, *of_rows)
+                row = found >> 32
+                if row == tile_rows:
+                    break
+                row_id = ids[tile + row] if has_ids else first_id + tile + row
+                keep_reached(found & _MASK, first, scores, row_id, best_scores, best_ids, thresholds)
+                row += 1
     end_tiles()
 
 

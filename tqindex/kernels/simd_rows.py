@@ -8,10 +8,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from tqindex.kernels.simd import (
-    BIT,
     BYTE,
     BYTES,
-    FLOATS,
     INT,
     INTS,
     LONG,
@@ -21,7 +19,6 @@ from tqindex.kernels.simd import (
     cgutils,
     constant,
     load,
-    splat,
 )
 
 #: Numbers of leading and other planes that are read together.
@@ -147,89 +144,3 @@ def make_dot_row(operations: Operations) -> Any:
         return types.int32(lead, index, index, rest, index, index, index, table, query), codegen
 
     return dot_row
-
-
-# --- scores ---------------------------------------------------------------------------------------------------------
-
-
-@intrinsic
-def lowest_bit(typing_context: Any, bits: Any) -> Any:
-    """Return the place of the lowest set bit of a u32 other than 0."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return call(builder, "llvm.cttz.i32", INT, [arguments[0], BIT(1)])
-
-    return types.uint32(types.uint32), codegen
-
-
-#: Queries that `score_strip` scores at once.
-STRIP = 32
-
-
-def make_score_strip(with_sketch: bool) -> Any:
-    """Return an operation that scores one row against STRIP queries and compares with their thresholds.
-
-    score_strip(products, sketch_products, at, sides, columns, first, scale, sketch_scale, offset, multiplier, scores)
-    -> bits of the queries whose score reaches the threshold. products i32, from element `at`; sides f32 [6][columns]:
-    steps, biases, thresholds, sketch steps, and, as i32, shifts and sketch shifts; multiplier 1 or 2; scores f32
-    (STRIP,), written if any threshold is reached.
-
-    score = ((scale * (step * P) [+ sketch_scale * (sketch_step * J)]) + offset) + bias, each step rounded to f32.
-    """
-
-    @intrinsic
-    def score_strip(
-        typing_context: Any,
-        products: Any,
-        sketch_products: Any,
-        at: Any,
-        sides: Any,
-        columns: Any,
-        first: Any,
-        scale: Any,
-        sketch_scale: Any,
-        offset: Any,
-        multiplier: Any,
-        scores: Any,
-    ) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            v_products, v_sketch, v_at, v_sides, v_columns, v_first = arguments[:6]
-            v_scale, v_sketch_scale, v_offset, v_multiplier, v_scores = arguments[6:]
-            t_products, t_sketch, t_sides, t_scores = (signature.args[i] for i in (0, 1, 3, 10))
-
-            def side(number: int, lane: int, vector: Any) -> Any:
-                index = builder.add(builder.mul(v_columns, LONG(number)), builder.add(v_first, LONG(lane)))
-                return load(builder, address(context, builder, t_sides, v_sides, index, vector))
-
-            def term(t_array: Any, array: Any, lane: int, doubled: Any, step: Any, shift: Any, weight: Any) -> Any:
-                index = builder.add(v_at, LONG(lane))
-                product = load(builder, address(context, builder, t_array, array, index, INTS))
-                wanted = builder.add(builder.shl(product, splat(builder, doubled, INTS)), shift)
-                scaled = builder.fmul(step, builder.sitofp(wanted, FLOATS))
-                return builder.fmul(splat(builder, weight, FLOATS), scaled)
-
-            doubled = builder.trunc(builder.sub(v_multiplier, LONG(1)), INT)
-            reached, halves = INT(0), []
-            for lane in range(0, STRIP, 16):
-                steps, shifts = side(0, lane, FLOATS), side(4, lane, INTS)
-                score = term(t_products, v_products, lane, doubled, steps, shifts, v_scale)
-                if with_sketch:
-                    steps, shifts = side(3, lane, FLOATS), side(5, lane, INTS)
-                    sketch = term(t_sketch, v_sketch, lane, INT(1), steps, shifts, v_sketch_scale)
-                    score = builder.fadd(score, sketch)
-                score = builder.fadd(score, splat(builder, v_offset, FLOATS))
-                score = builder.fadd(score, side(1, lane, FLOATS))
-                halves.append(score)
-                hits = builder.bitcast(builder.fcmp_ordered(">=", score, side(2, lane, FLOATS)), ir.IntType(16))
-                reached = builder.or_(reached, builder.shl(builder.zext(hits, INT), INT(lane)))
-            with builder.if_then(builder.icmp_unsigned("!=", reached, INT(0)), likely=False):
-                for half, score in enumerate(halves):
-                    target = address(context, builder, t_scores, v_scores, LONG(16 * half), FLOATS)
-                    builder.store(score, target).align = 4
-            return reached
-
-        index, real = types.intp, types.float32
-        arguments = (products, sketch_products, index, sides, index, index, real, real, real, index, scores)
-        return types.uint32(*arguments), codegen
-
-    return score_strip
