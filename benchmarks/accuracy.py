@@ -40,7 +40,7 @@ def main(file: Path, seeds: int, rotation: str | None) -> None:
         metric = base.metric or "cosine"
         vectors, rows = base[:], queries[:]
         mean = sample_mean(base, metric)
-        print(f"{file.name}: {len(base):,} x {base.shape[1]}, {len(queries):,} queries, {metric}, k = {_K}, ")
+        print(f"{file.name}: {len(base):,} x {base.shape[1]}, {len(queries):,} queries, {metric}, k = {_K}")
         print(f"means over {seeds} rotation seeds (range of recall@10); {_machine()}\n")
         print("| codec | bits | bytes/vector | recall@10 | recall 1@1 | centred: recall@10 | recall 1@1 |")
         print("|---|---|---|---|---|---|---|")

@@ -168,8 +168,7 @@ def test_search_table_of_few_hits_and_of_missing_ones(tmp_path, cli, write_ann):
     _, out, _ = cli("search", tmp_path / "a.tq", ann, "-k", 4)
     lines = [line.split() for line in out.splitlines()]
     assert lines[0] == ["query", "rank", "id", "squared", "distance"]
-    assert lines[3:5] == [["0", "3", "-1", "inf"], ["0", "4", "-1", "inf"]]
-    assert lines[5][:2] == ["recall@2", "1.0000"]
+    assert lines[3][:2] == ["recall@2", "1.0000"]  # two vectors cannot give four hits
     _, out, _ = cli("search", tmp_path / "a.tq", ann, "-k", 4, "--json")
     hits = json.loads(out)
     assert (hits["ids"][0][2:], hits["scores"][0][2:], hits["recall_k"]) == ([-1, -1], [None, None], 2)

@@ -134,10 +134,13 @@ def test_growth_keeps_rows_and_ids(given: str, gaussian_rows: Any) -> None:
     assert (best == np.concatenate(ids)[::500, np.newaxis]).any(axis=1).all()
 
 
-def test_the_largest_id_ends_generation(gaussian_rows: Any) -> None:
+def test_the_largest_id_ends_generation(gaussian_rows: Any, tmp_path: Path) -> None:
     index, rows = tq.Index(8), gaussian_rows(3, 8)
-    index.add(rows[:1], [2**63 - 1])
-    assert 2**63 - 1 in index
+    index.add(rows[:1], [2**63 - 2])
+    assert 2**63 - 2 in index
+    assert index.search(rows[:1], 1).ids == 2**63 - 2
+    index.save(tmp_path / "index")
+    index = tq.load(tmp_path / "index")
     with pytest.raises(ArgumentError, match="ids must be given: generated ones would pass"):
         index.add(rows[1:])
     assert index.add(rows[1:], [5, 6]).tolist() == [5, 6]
@@ -148,7 +151,8 @@ def test_the_largest_id_ends_generation(gaussian_rows: Any) -> None:
     [
         ([1, 2, 3], r"one id per vector, shape \(2,\), got \(3,\)"),
         (7, r"one id per vector, shape \(2,\), got \(1,\)"),
-        ([20, -1], "at least 0, got -1"),
+        ([20, -1], r"from 0 to 2\*\*63 - 2, got -1"),
+        ([20, 2**63 - 1], r"from 0 to 2\*\*63 - 2, got 9223372036854775807"),
         ([20, 20], "distinct, got 20 twice"),
         ([20, 3], "new, got 3, which is in the index"),
         ([10, 11], "new, got 10, which is in the index"),

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from tqindex.checks import as_rows
+from tqindex.cli.warmup import any_rows
 from tqindex.codec import Codec
 from tqindex.codec.codec import normalise
 from tqindex.index import Index
@@ -41,7 +42,7 @@ def build_index(
     center = sample_mean(vectors, metric) if centred else None
     codec = Codec(**parameters, center=center)
     of_metric = cast(Literal["ip", "cosine", "l2"], metric)
-    Index(codec.dim, metric=of_metric, codec=codec).add(np.eye(1, codec.dim, dtype=np.float32))
+    Index(codec.dim, metric=of_metric, codec=codec).add(any_rows(codec.dim))  # compiles the kernels
     index = Index(codec.dim, metric=of_metric, codec=codec)
     start = time.perf_counter()
     with _progress_bar(len(vectors)) as progress:

@@ -13,9 +13,10 @@ from tqindex.cli import output
 from tqindex.cli.build import build_index
 from tqindex.cli.hits import check_output, write_hits
 from tqindex.cli.warmup import announce_compilation, compile_kernels
-from tqindex.codec.codec import KINDS, METRICS
+from tqindex.codec.codec import KINDS, METRICS, SKETCHES
 from tqindex.errors import ArgumentError, TQIndexError, VectorError
 from tqindex.index.index import MAX_K
+from tqindex.index.search import FEW_QUERIES
 from tqindex.kernels.compile import cache_folder
 from tqindex.kernels.cpu import simd_level
 from tqindex.readers import VectorFile, open_vectors
@@ -43,7 +44,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         return _fail(f"not enough memory: {error}")
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted: nothing half-written is left.", err=True)
         return _INTERRUPTED
     return code if isinstance(code, int) else 0
 
@@ -108,6 +108,8 @@ def build_command(
     """
     check_choice("--center", center, ("auto", "none"))
     check_choice("--codec", codec["codec"], KINDS)
+    if check_choice("--sketch", codec["sketch"], SKETCHES) != "orthogonal" and codec["codec"] != "prod":
+        raise ArgumentError("--sketch must go with --codec prod: without it there is no sketch")
     if metric is not None:
         check_choice("--metric", metric, METRICS)
     with open_vectors(file, dataset) as vectors:
@@ -161,7 +163,9 @@ def search_command(
         rows = file[:]
         announce_compilation()
         with _naming(file):
-            opened.search(rows[:1], k, threads)  # compiles the kernels, so that the rate below is the search's
+            # Compiles the kernels for few and for many queries, so that the rate below is the search's.
+            opened.search(rows[:1], k, threads)
+            opened.search(rows[: FEW_QUERIES + 1], k, threads)
             start = time.perf_counter()
             result = opened.search(rows, k, threads)
             seconds = time.perf_counter() - start

@@ -29,7 +29,8 @@ def print_build(target: Path, vectors: VectorFile, built: Built) -> None:
     size, original = info["bytes_per_vector"], info["float32_bytes_per_vector"]
     click.echo(f"built     {click.format_filename(target)} from {source}")
     click.echo(f"vectors   {n:,} x {dim}, metric {info['metric']}, {_codec(info)}, {center}")
-    click.echo(f"size      {size:.1f} bytes per vector, float32 has {original}: {original / size:.1f} x smaller")
+    ratio = f"{original / size:.1f} x smaller" if size <= original else f"{size / original:.1f} x larger"
+    click.echo(f"size      {size:.1f} bytes per vector, float32 has {original}: {ratio}")
     click.echo(f"rate      {n / built.seconds:,.0f} vectors/s ({built.seconds:.2f} s, kernel compilation not counted)")
 
 
@@ -49,6 +50,8 @@ def print_hits(result: SearchResult, metric: str, recall: Recall, seconds: float
     for query in range(min(nq, _SHOWN_QUERIES) if target is None else 0):
         for rank in range(min(k, _SHOWN_HITS)):
             row_id, score = int(result.ids[query, rank]), float(result.scores[query, rank])
+            if row_id < 0:  # k exceeds the number of vectors
+                break
             table.add_row(str(query), str(rank + 1), str(row_id), f"{score:.6g}")
     if table.rows:
         Console().print(table)
@@ -60,7 +63,7 @@ def print_hits(result: SearchResult, metric: str, recall: Recall, seconds: float
         click.echo(f"recall    not known: {recall.why}")
     else:
         click.echo(f"{f'recall@{recall.k}':<9} {recall.value:.4f} ({recall.why})")
-    click.echo(f"rate      {nq / seconds:,.0f} queries/s ({seconds:.2f} s)")
+    click.echo(f"rate      {nq / seconds:,.0f} queries/s ({seconds:.2f} s, kernel compilation not counted)")
 
 
 def print_hits_json(result: SearchResult, metric: str, recall: Recall, seconds: float) -> None:

@@ -4,6 +4,7 @@ import sys
 
 import click
 import numpy as np
+import numpy.typing as npt
 
 from tqindex.index import Index
 from tqindex.index.search import FEW_QUERIES
@@ -13,11 +14,16 @@ from tqindex.kernels.compile import cache_folder
 def compile_kernels() -> None:
     """Compile every kernel: both rotations, both kinds, both efforts, single queries and batches."""
     for dim, kind, effort in ((8, "mse", "plain"), (64, "prod", "plain"), (64, "mse", "search")):
-        rows = np.tile(np.eye(1, dim, dtype=np.float32), (2 * FEW_QUERIES, 1))  # more than go one by one
+        rows = any_rows(dim)
         index = Index(dim, codec=kind, center=np.full(dim, 0.1), effort=effort)  # type: ignore[arg-type]
         index.add(rows)
         index.search(rows[0], 1)
         index.search(rows, 1)
+
+
+def any_rows(dim: int) -> npt.NDArray[np.float32]:
+    """Return so many rows, float32 (16, dim), that adding and searching them runs the kernels for many rows."""
+    return np.tile(np.eye(1, dim, dtype=np.float32), (2 * FEW_QUERIES, 1))
 
 
 def announce_compilation() -> None:

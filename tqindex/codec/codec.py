@@ -97,7 +97,8 @@ class Codec:
     ) -> None:
         self.dim = check_integer("dim", dim, 2, MAX_DIM)
         self.kind: Kind = check_choice("kind", kind, KINDS)
-        self.bits = check_integer("bits", check_choice("bits", bits, PROD_BITS if kind == "prod" else WIDTHS), 1)
+        name, widths = ("bits of kind 'prod'", PROD_BITS) if kind == "prod" else ("bits", WIDTHS)
+        self.bits = check_integer("bits", check_choice(name, bits, widths), 1)
         self.sketch: Sketch = check_choice("sketch", sketch, SKETCHES)
         self.scale: Scale = check_choice("scale", scale, SCALES)
         self.center = _check_center(center, self.dim)

@@ -24,6 +24,7 @@ from tqindex.kernels.compile import cache_folder
 from tqindex.kernels.cpu import simd_level
 from tqindex.kernels.encoder import encode_rows
 from tqindex.kernels.queries import encode_queries
+from tqindex.kernels.scan import NO_ID
 from tqindex.kernels.threads import available_threads, check_threads
 
 if TYPE_CHECKING:
@@ -32,8 +33,11 @@ if TYPE_CHECKING:
 Metric = Literal["ip", "cosine", "l2"]
 
 MAX_K = 2**20
+#: The largest number stands for no id at all while a search runs.
+MAX_ID = NO_ID - 1
 #: Of the directories that `save` writes; from 1 on, files are read for ever.
 FORMAT_VERSION = 1
+_SORTED_RESULTS = 2**21
 #: Bytes of input that `add` reads at a time.
 _BLOCK_BYTES = 32 * 2**20
 
@@ -153,7 +157,7 @@ class Index:
             An array, anything with DLPack or `__array__`, or something with `shape` and slices such as an h5py
             dataset, which is read in blocks.
         ids : int64-compatible integers (n,), optional
-            At least 0, distinct, and not in the index. Without them ids continue after the largest one so far.
+            From 0 to 2**63 - 2, distinct, and not in the index. Without them ids continue after the largest one so far.
         threads : int, optional
             Default: every CPU that the process may use. The codes do not depend on it.
         progress : callable, optional
@@ -168,7 +172,7 @@ class Index:
         VectorError
             Wrong width or dtype, NaN or inf, a norm above 2**60, a zero vector under "cosine".
         ArgumentError
-            Ids of another type or number, negative, repeated, or already in the index.
+            Ids of another type or number, out of range, repeated, or already in the index.
         """
         workers = check_threads(threads)
         source = _as_source(vectors, self.dim)
@@ -178,8 +182,8 @@ class Index:
         with self._write_lock:
             given = None if ids is None else self._check_ids(ids, n)
             draft = self._rows.draft()
-            if given is None and draft.next_id + n > 2**63 - 1:
-                raise ArgumentError(f"ids must be given: generated ones would pass 2**63 - 1 after {draft.next_id - 1}")
+            if given is None and draft.next_id + n - 1 > MAX_ID:
+                raise ArgumentError(f"ids must be given: generated ones would pass 2**63 - 2 after {draft.next_id - 1}")
             first_id = draft.next_id
             step = max(1, _BLOCK_BYTES // (4 * self.dim))
             for start in range(0, n, step):
@@ -229,8 +233,10 @@ class Index:
         queries = as_array(queries, "queries")
         rows, segments = as_rows(queries, self.dim, "queries"), self._rows.all_segments()
         scores, ids = np.empty((len(rows), k), np.float32), np.empty((len(rows), k), np.int64)
-        for first in range(0, len(rows), QUERY_BLOCK):
-            block = slice(first, first + QUERY_BLOCK)
+        # Of many results per query fewer queries go together: sorting theirs cannot be interrupted.
+        step = max(1, min(QUERY_BLOCK, _SORTED_RESULTS // k))
+        for first in range(0, len(rows), step):
+            block = slice(first, first + step)
             encoded = encode_queries(self.codec, rows[block], self.metric, first)
             found = search_segments(self._plan, segments, encoded, k, workers, exact_scan)
             scores[block], ids[block], self._scored = found.scores, found.ids, found.scored
@@ -330,8 +336,9 @@ class Index:
             raise ArgumentError(f"ids must have one id per vector, shape ({n},), got {checked.shape}")
         if not n:
             return checked
-        if checked.min() < 0:
-            raise ArgumentError(f"ids must be at least 0, got {checked.min()}")
+        if checked.min() < 0 or checked.max() > MAX_ID:
+            wrong = checked.min() if checked.min() < 0 else checked.max()
+            raise ArgumentError(f"ids must be from 0 to 2**63 - 2, got {wrong}")
         ordered = np.sort(checked)
         repeated = ordered[1:][ordered[1:] == ordered[:-1]]
         if repeated.size:

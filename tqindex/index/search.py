@@ -23,6 +23,8 @@ FEW_QUERIES = 8
 #: Multiply-adds of one task, some milliseconds: Ctrl-C is answered soon, and threads end at about the same time.
 _CHUNK_WORK = 2**30
 _CHUNK_ROWS = (256, 16_384)
+#: What keeping a row costs, as multiply-adds, where the best k exceed the cache.
+_PUSH_WORK = 2**12
 #: Rows of a task for few queries: a task's start costs as much as thousands of rows.
 _SINGLE_ROWS = (4096, 131_072)
 #: Queries that one pass over the rows serves; their int8 levels stay in cache.
@@ -76,7 +78,7 @@ def search_segments(
         return Found(scores, ids, scored)
     if nq > FEW_QUERIES:
         batch = BatchQueries.of(plan, queries)
-        chunks = _cut(segments, min(max(_CHUNK_WORK // (plan.codec.dim * nq), _CHUNK_ROWS[0]), _CHUNK_ROWS[1]))
+        chunks = _cut(segments, _chunk_rows(plan.codec.dim, nq, kept))
 
         def scan_batch(_: int, chunk: _Chunk, *best: npt.NDArray[Any]) -> None:
             _scan_rows(*chunk.where(), batch.tables, batch.queries, batch.sides.copy(), *best)
@@ -96,6 +98,15 @@ def search_segments(
         scores[:, :kept], ids[:, :kept] = _scan(chunks, nq, kept, threads, scan_singles)
         scored = float(counts.sum() / (n * nq))
     return Found(scores, ids, scored)
+
+
+def _chunk_rows(dim: int, nq: int, k: int) -> int:
+    """Rows of a task for many queries, in the worst case of which the first k rows are all kept."""
+    work = _CHUNK_WORK // nq
+    rows = work // (dim + _PUSH_WORK)
+    if rows > k:
+        rows = (work - k * _PUSH_WORK) // dim
+    return min(max(rows, _CHUNK_ROWS[0]), _CHUNK_ROWS[1])
 
 
 def _cut(segments: Sequence[Segment], rows: int) -> list[_Chunk]:

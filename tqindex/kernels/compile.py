@@ -128,7 +128,12 @@ class _KernelCache:
         """Write an entry if that is possible; other processes see all of it or nothing."""
         if result.library.has_dynamic_globals:  # addresses of this process
             return
-        path, content = self._path(signature, result.codegen), _dumps(result._reduce())
+        try:
+            reduced = result._reduce()
+        except RuntimeError as error:
+            # LLVM hands the machine code over in a callback, from which no exception comes through, Ctrl-C neither.
+            raise KeyboardInterrupt from error
+        path, content = self._path(signature, result.codegen), _dumps(reduced)
         draft = path.with_suffix(f".{secrets.token_hex(8)}")
         try:
             draft.write_bytes(hashlib.sha256(content).digest() + content)

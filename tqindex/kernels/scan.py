@@ -81,7 +81,7 @@ def scan_rows(
     lead, rest, scales, sketch_scales, offsets, ids = rows
     bits, table, sketch_table, configuration = tables
     nq, packed, sketch_packed, multiplier = queries
-    has_sketch, has_ids = sketch_scales.shape[0] > 0, ids.shape[0] > 0
+    has_sketch, has_offsets, has_ids = sketch_scales.shape[0] > 0, offsets.shape[0] > 0, ids.shape[0] > 0
     groups, depth = packed.shape[0], 4 * packed.shape[1]
     columns = LANES * groups
     work = np.zeros(lead.shape[0] * padded_width(lead.shape[2] // BLOCK), np.uint8)
@@ -91,7 +91,7 @@ def scan_rows(
     # A strip's products stay in the first cache until they are scored.
     products, sketch_products = np.empty(TILE * STRIP, np.int32), np.empty(TILE * STRIP, np.int32)
     flat_sides = sides.reshape(sides.size)
-    scores = np.empty(STRIP, np.float32)
+    scores, tile_offsets = np.empty(STRIP, np.float32), np.zeros(TILE, np.float32)
     thresholds = sides[THRESHOLDS]
     thresholds[:] = np.inf
     thresholds[:nq] = best_scores[:, 0]
@@ -101,6 +101,8 @@ def scan_rows(
         expand_tile(lead, rest, tile, tile_rows, 0, bits, table, levels, work)
         if has_sketch:
             expand_tile(lead, rest, tile, tile_rows, bits - 1, 1, sketch_table, signs, work)
+        if has_offsets:
+            tile_offsets[:tile_rows] = offsets[tile : tile + tile_rows]
         for group in range(0, groups, BLOCK_GROUPS):
             first = LANES * group
             multiply_tile(flat_levels, tile_rows, depth, flat_packed, group, products)
@@ -108,7 +110,7 @@ def scan_rows(
                 multiply_tile(flat_signs, tile_rows, depth, flat_sketch, group, sketch_products)
             row = 0
             while True:
-                of_rows = scales, sketch_scales, offsets, tile, row, tile_rows, multiplier, scores
+                of_rows = scales, sketch_scales, tile, tile_offsets, row, tile_rows, has_offsets, multiplier, scores
                 if has_sketch:
                     found = _next_reached_with_sketch(products, sketch_products, flat_sides, columns, first, *of_rows)
                 else:

@@ -1,5 +1,6 @@
 """Blocks that compare the scores of a tile's rows with the thresholds of queries."""
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -30,7 +31,7 @@ class _Scores:
     """The scores of a tile's rows against STRIP queries, whose side numbers stay in registers."""
 
     def __init__(self, context: Any, builder: Any, types_: Any, values: Any) -> None:
-        products, sketch_products, sides, columns, first, scales, sketch_scales, offsets, at = range(9)
+        products, sketch_products, sides, columns, first, scales, sketch_scales, at, offsets = range(9)
         self.builder = builder
 
         def pointer(number: int, index: Any, target: Any) -> Any:
@@ -41,32 +42,33 @@ class _Scores:
             return [load(builder, pointer(sides, builder.add(start, LONG(half)), vector)) for half in _HALVES]
 
         self.products, self.sketch_products = (pointer(i, LONG(0), INT) for i in (products, sketch_products))
-        self.scales, self.sketch_scales, self.offsets = (
-            pointer(i, values[at], ir.FloatType()) for i in (scales, sketch_scales, offsets)
-        )
+        self.scales, self.sketch_scales = (pointer(i, values[at], ir.FloatType()) for i in (scales, sketch_scales))
+        self.offsets = pointer(offsets, LONG(0), ir.FloatType())
         self.steps, self.biases, self.thresholds = (side(i, FLOATS) for i in (STEPS, BIASES, THRESHOLDS))
         self.sketch_steps = side(SKETCH_STEPS, FLOATS)
         self.shifts, self.sketch_shifts = side(SHIFTS, INTS), side(SKETCH_SHIFTS, INTS)
 
-    def levels(self, row: Any, half: int, doubled: bool) -> Any:
-        """scale * (step * P), for 16 queries."""
-        return self._term(self.products, self.scales, row, half, doubled, self.steps[half], self.shifts[half])
+    def levels(self, row: Any, half: int, doublings: Any) -> Any:
+        """scale * (step * P) for 16 queries; their products are doubled so many times, an i32 or None."""
+        return self._term(self.products, self.scales, row, doublings, half, self.steps, self.shifts)
 
     def sketch(self, row: Any, half: int) -> Any:
         """sketch_scale * (sketch_step * J)."""
-        step, shift = self.sketch_steps[half], self.sketch_shifts[half]
-        return self._term(self.sketch_products, self.sketch_scales, row, half, True, step, shift)
+        terms = self.sketch_products, self.sketch_scales
+        return self._term(*terms, row, INT(1), half, self.sketch_steps, self.sketch_shifts)
 
     def offset(self, row: Any) -> Any:
+        """The row's offset in every lane."""
         return self._of_row(self.offsets, row)
 
-    def _term(self, products: Any, scales: Any, row: Any, half: int, doubled: bool, step: Any, shift: Any) -> Any:
+    def _term(self, products: Any, scales: Any, row: Any, doublings: Any, half: int, steps: Any, shifts: Any) -> Any:
         builder = self.builder
         index = builder.add(builder.mul(row, LONG(STRIP)), LONG(_HALVES[half]))
         product = load(builder, builder.bitcast(builder.gep(products, [index]), INTS.as_pointer()))
-        product = builder.add(product, product) if doubled else product
-        wanted = builder.sitofp(builder.add(product, shift), FLOATS)
-        return builder.fmul(self._of_row(scales, row), builder.fmul(step, wanted))
+        if doublings is not None:
+            product = builder.shl(product, splat(builder, doublings, INTS))
+        wanted = builder.sitofp(builder.add(product, shifts[half]), FLOATS)
+        return builder.fmul(self._of_row(scales, row), builder.fmul(steps[half], wanted))
 
     def _of_row(self, numbers: Any, row: Any) -> Any:
         return splat(self.builder, load(self.builder, self.builder.gep(numbers, [row])), FLOATS)
@@ -75,13 +77,13 @@ class _Scores:
 def make_next_reached(with_sketch: bool) -> Any:
     """Return an operation that finds the next row of a tile with a score that reaches its query's threshold.
 
-    next_reached(products, sketch_products, sides, columns, first, scales, sketch_scales, offsets, at, row, rows,
-    multiplier, scores) -> 2**32 * r + bits of the STRIP queries from `first` on, for the first row r of row..rows that
-    has any; 2**32 * rows if none has. products i32 [row][STRIP]; sides f32 [6][columns]; scales, sketch scales and
-    offsets f32, those of the tile's first row at `at`; without offsets biases are zero; multiplier 1 or 2; scores f32
-    (STRIP,), written if a row is found.
+    next_reached(products, sketch_products, sides, columns, first, scales, sketch_scales, at, offsets, row, rows,
+    has_offsets, multiplier, scores) -> 2**32 * r + bits of the STRIP queries from `first` on, for the first row r of
+    row..rows that has any; 2**32 * rows if none has. products i32 [row][STRIP]; sides f32 [6][columns]; scales and
+    sketch scales f32, those of the tile's first row at `at`; offsets f32, those of the tile's rows; has_offsets: False
+    if they are zero and so are all biases; multiplier 1 or 2; scores f32 (STRIP,), written if a row is found.
 
-    score = ((scale * (step * P) [+ sketch_scale * (sketch_step * J)]) [+ offset]) + bias, each step rounded to f32.
+    score = ((scale * (step * P) [+ sketch_scale * (sketch_step * J)]) + offset) + bias, each step rounded to f32.
     """
 
     @intrinsic
@@ -94,58 +96,66 @@ def make_next_reached(with_sketch: bool) -> Any:
         first: Any,
         scales: Any,
         sketch_scales: Any,
-        offsets: Any,
         at: Any,
+        offsets: Any,
         row: Any,
         rows: Any,
+        has_offsets: Any,
         multiplier: Any,
         scores: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            v_row, v_rows, v_multiplier, v_scores = arguments[9:]
+            v_row, v_rows, v_has_offsets, v_multiplier, v_scores = arguments[9:]
             tile = _Scores(context, builder, signature.args, arguments[:9])
-            target = address(context, builder, signature.args[12], v_scores, LONG(0), FLOATS)
+            target = address(context, builder, signature.args[13], v_scores, LONG(0), FLOATS)
             found = cgutils.alloca_once_value(builder, builder.shl(v_rows, LONG(32)))
-            count = context.make_array(signature.args[7])(context, builder, arguments[7]).nitems
-            has_offsets = builder.icmp_signed(">", count, LONG(0))
-            is_doubled = builder.icmp_signed("==", v_multiplier, LONG(2))
-            # A loop for each case, free of what most indexes do not have.
-            for doubled in (False, True):
-                for with_offsets in (False, True):
-                    wanted = builder.and_(
-                        builder.icmp_unsigned("==", is_doubled, BIT(doubled)),
-                        builder.icmp_unsigned("==", has_offsets, BIT(with_offsets)),
-                    )
-                    with builder.if_then(wanted):
-                        _find(builder, tile, v_row, v_rows, (doubled, with_sketch, with_offsets), target, found)
+            doublings = builder.trunc(builder.sub(v_multiplier, LONG(1)), INT)
+
+            def find(score: Callable[[Any, int], Any]) -> None:
+                _find(builder, v_row, v_rows, score, tile.thresholds, target, found)
+
+            def any_score(row: Any, half: int) -> Any:
+                score = tile.levels(row, half, doublings)
+                if with_sketch:
+                    score = builder.fadd(score, tile.sketch(row, half))
+                return builder.fadd(builder.fadd(score, tile.offset(row)), tile.biases[half])
+
+            if with_sketch:
+                find(any_score)
+            else:
+                # Most indexes' scores are a product and nothing else.
+                is_plain = builder.and_(builder.not_(v_has_offsets), builder.icmp_signed("==", doublings, INT(0)))
+                with builder.if_else(is_plain) as (plain, general):
+                    with plain:
+                        find(lambda row, half: tile.levels(row, half, None))
+                    with general:
+                        find(any_score)
             return builder.load(found)
 
         index = types.intp
-        arrays = (products, sketch_products, sides, index, index, scales, sketch_scales, offsets)
-        return types.int64(*arrays, index, index, index, index, scores), codegen
+        arrays = (products, sketch_products, sides, index, index, scales, sketch_scales, index, offsets)
+        return types.int64(*arrays, index, index, types.boolean, index, scores), codegen
 
     return next_reached
 
 
 def _find(
-    builder: Any, tile: _Scores, row: Any, rows: Any, case: tuple[bool, bool, bool], target: Any, found: Any
+    builder: Any,
+    row: Any,
+    rows: Any,
+    score: Callable[[Any, int], Any],
+    thresholds: list[Any],
+    target: Any,
+    found: Any,
 ) -> None:
-    """Emit the loop over rows, which stops where a threshold is reached."""
-    doubled, with_sketch, with_offsets = case
+    """Emit a loop over rows that stops where score(row, half) reaches a threshold."""
     with cgutils.for_range(builder, rows, start=row) as loop:
-        scores, reached = [], []
-        for half in range(len(_HALVES)):
-            score = tile.levels(loop.index, half, doubled)
-            if with_sketch:
-                score = builder.fadd(score, tile.sketch(loop.index, half))
-            if with_offsets:
-                score = builder.fadd(builder.fadd(score, tile.offset(loop.index)), tile.biases[half])
-            scores.append(score)
-            reached.append(builder.fcmp_ordered(">=", score, tile.thresholds[half]))
+        scores = [score(loop.index, half) for half in range(len(_HALVES))]
+        reached = [builder.fcmp_ordered(">=", *pair) for pair in zip(scores, thresholds, strict=True)]
         bits = builder.bitcast(builder.shuffle_vector(*reached, ir.Constant(_LANES, list(range(STRIP)))), INT)
         with builder.if_then(builder.icmp_unsigned("!=", bits, INT(0)), likely=False):
-            for half, score in enumerate(scores):
-                builder.store(score, builder.gep(target, [LONG(half)])).align = 4
+            for half, vector in enumerate(scores):
+                builder.store(vector, builder.gep(target, [LONG(half)])).align = 4
             place = builder.shl(loop.index, LONG(32))
             builder.store(builder.or_(place, builder.zext(bits, LONG)), found)
             loop.do_break()
