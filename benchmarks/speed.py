@@ -57,14 +57,18 @@ def _sets(
     if openai is not None:
         with open_vectors(openai) as base, open_vectors(openai, role="queries") as queries:
             rows, few = base[:], queries[:]
-        dim = rows.shape[1]
-        picks = rng.integers(0, len(rows), n)
-        noise = rng.standard_normal((n, dim), dtype=np.float32) * np.float32(_NOISE / np.sqrt(dim) * 10)
-        yield "OpenAI rows + noise", _unit(rows[picks] + noise), _unit(np.resize(few, (_BATCH, dim)))
+        yield "OpenAI rows + noise", noisy_rows(rng, rows, n), _unit(np.resize(few, (_BATCH, rows.shape[1])))
     if gaussian:
         shape = (n + _BATCH, 1536)
         rows = _unit(rng.standard_normal(shape, dtype=np.float32))
         yield "Gaussian", rows[:n], rows[n:]
+
+
+def noisy_rows(rng: np.random.Generator, rows: Float32Array, n: int) -> Float32Array:
+    """Return n of the rows with small noise, scaled to length 1."""
+    dim = rows.shape[1]
+    picks = rng.integers(0, len(rows), n)
+    return _unit(rows[picks] + rng.standard_normal((n, dim), dtype=np.float32) * np.float32(_NOISE / np.sqrt(dim) * 10))
 
 
 def _unit(rows: npt.NDArray[Any]) -> Float32Array:

@@ -170,3 +170,19 @@ def test_the_command_works_without_a_home(gaussian_rows: Any, tmp_path: Path) ->
     assert done.stderr.startswith("WARNING: compiled kernels are not kept: no cache folder can be made (")
     assert done.stderr.count("\n") == 1
     assert json.loads(done.stdout)["ids"] == index.search(query).ids.tolist()
+
+
+# LLVM calls back with the machine code; what is raised there goes nowhere.
+INTERRUPTED = """
+from numba.core.codegen import CPUCodeLibrary
+def interrupted(module, buffer):
+    raise KeyboardInterrupt
+CPUCodeLibrary._object_compiled_hook = interrupted
+"""
+
+
+def test_ctrl_c_while_machine_code_is_made_is_not_lost(run_python: Any, tmp_path: Path) -> None:
+    watched = "try:\n    kernel(np.arange(5.0), 5)\nexcept KeyboardInterrupt:\n    print('interrupted')"
+    code = INTERRUPTED + KERNEL.partition("sums =")[0] + watched
+    assert run_python("-c", code, TQINDEX_CACHE_DIR=str(tmp_path)).splitlines()[-1] == "interrupted"
+    assert not list(tmp_path.rglob("*.kernel"))
