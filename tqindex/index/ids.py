@@ -11,7 +11,9 @@ Int64Array = npt.NDArray[np.int64]
 
 
 class IdMap:
-    """Finds the row of an id. Generated ids are ranges; caller ids are sorted runs, merged when of like length.
+    """Finds the row of an id, removed or not.
+
+    Generated ids are ranges; caller ids are sorted runs, merged when of like length.
 
     16 bytes per caller id; an insertion costs O(log n) comparisons amortised, a look-up O(log^2 n).
     """
@@ -51,14 +53,13 @@ class IdMap:
         self._ranges.append((first_id, row, n))
 
     def _add_run(self, ids: Int64Array, row: int) -> None:
-        order = np.argsort(ids, kind="stable")
-        run = ids[order], order + row
+        run = _latest(ids, np.arange(row, row + len(ids)))
         while self._runs and len(self._runs[-1][0]) <= len(run[0]):
             run = _merge(self._runs.pop(), run)
         self._runs.append(run)
 
     def find(self, ids: Int64Array) -> Int64Array:
-        """Return the row of each id, int64 (n,); -1 where there is none."""
+        """Return the latest row of each id, int64 (n,); -1 where there never was one."""
         rows = np.full(len(ids), -1, np.int64)
         for first_id, first_row, n in self._ranges:
             inside = (ids >= first_id) & (ids < first_id + n)
@@ -76,6 +77,12 @@ class IdMap:
 
 
 def _merge(a: tuple[Int64Array, Int64Array], b: tuple[Int64Array, Int64Array]) -> tuple[Int64Array, Int64Array]:
-    ids, rows = np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]])
+    return _latest(np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]]))
+
+
+def _latest(ids: Int64Array, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Sort by ids; of an id that was removed and given again keep the last row."""
     order = np.argsort(ids, kind="stable")  # merges sorted runs in linear time
-    return ids[order], rows[order]
+    ids, rows = ids[order], rows[order]
+    last = np.append(ids[1:] != ids[:-1], True)
+    return ids[last], rows[last]

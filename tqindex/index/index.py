@@ -15,16 +15,17 @@ from tqindex.codec.codec import METRICS, Kind, Scale, Sketch
 from tqindex.codec.codes import Codes
 from tqindex.codec.effort import Effort
 from tqindex.codec.packing import repack_planes
-from tqindex.errors import ArgumentError, UnknownIdError, VectorError
+from tqindex.errors import ArgumentError, UnknownIdError
+from tqindex.index.arguments import MAX_ID, as_ids, as_source, distinct_ids
+from tqindex.index.filters import allowed_segments
 from tqindex.index.ids import IdMap
 from tqindex.index.plan import ScanPlan
 from tqindex.index.search import QUERY_BLOCK, search_segments
-from tqindex.index.segments import RowSet, Segment
+from tqindex.index.segments import NO_IDS, RowSet, Segment
 from tqindex.kernels.compile import cache_folder
 from tqindex.kernels.cpu import simd_level
 from tqindex.kernels.encoder import encode_rows
 from tqindex.kernels.queries import encode_queries
-from tqindex.kernels.scan import NO_ID
 from tqindex.kernels.threads import available_threads, check_threads
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 Metric = Literal["ip", "cosine", "l2"]
 
 MAX_K = 2**20
-#: The largest number stands for no id at all while a search runs.
-MAX_ID = NO_ID - 1
 #: Of the directories that `save` writes; from 1 on, files are read for ever.
 FORMAT_VERSION = 1
 _SORTED_RESULTS = 2**21
@@ -129,15 +128,22 @@ class Index:
         """Bits per coordinate, sketch included."""
         return self.codec.bits
 
+    @property
+    def ids(self) -> npt.NDArray[np.int64]:
+        """All ids, int64 (n,), in the order in which their vectors came; an updated vector comes last."""
+        return np.concatenate(
+            [NO_IDS, *(segment.all_ids()[segment.live_rows()] for segment in self._rows.all_segments())]
+        )
+
     def __len__(self) -> int:
         return len(self._rows)
 
     def __contains__(self, row_id: object) -> bool:
         if isinstance(row_id, bool) or not isinstance(row_id, int | np.integer):
             return False
-        if not 0 <= row_id < 2**63:
+        if not 0 <= row_id <= MAX_ID:
             return False
-        return bool(self._map(self._rows).find(np.array([row_id], np.int64))[0] >= 0)
+        return bool(self._find(self._rows, np.array([row_id], np.int64))[0] >= 0)
 
     def __repr__(self) -> str:
         return f"<tqindex.Index: {len(self):,} vectors, metric={self.metric!r}, {self.codec!r}>"
@@ -174,16 +180,70 @@ class Index:
         ArgumentError
             Ids of another type or number, out of range, repeated, or already in the index.
         """
+        return self._write(vectors, ids, "add", threads, progress)
+
+    def update(self, ids: npt.ArrayLike, vectors: Any, threads: int | None = None) -> None:
+        """Replace the vectors of ids that are in the index, all of them or none.
+
+        Parameters
+        ----------
+        ids : int64-compatible integers (n,), distinct
+        vectors : as for `add`
+        threads : int, optional
+
+        Raises
+        ------
+        UnknownIdError
+            An id is not in the index.
+        VectorError, ArgumentError
+            As `add`.
+        """
+        self._write(vectors, ids, "update", threads)
+
+    def upsert(self, ids: npt.ArrayLike, vectors: Any, threads: int | None = None) -> None:
+        """Add vectors, or replace those whose ids are in the index; else as `update`."""
+        self._write(vectors, ids, "upsert", threads)
+
+    def remove(self, ids: npt.ArrayLike) -> None:
+        """Take vectors out, all of them or none. Other ids stay as they are, and a removed id may be added again.
+
+        Parameters
+        ----------
+        ids : int64-compatible integers (n,), distinct
+
+        Raises
+        ------
+        UnknownIdError
+            An id is not in the index.
+        ArgumentError
+            Ids of another type, out of range or repeated.
+        """
+        wanted = distinct_ids(ids)
+        with self._write_lock:
+            draft = self._rows.draft()
+            draft.remove(self._find_all(self._rows, wanted))
+            self._commit(draft)
+
+    def _write(
+        self,
+        vectors: Any,
+        ids: npt.ArrayLike | None,
+        how: Literal["add", "update", "upsert"],
+        threads: int | None,
+        progress: Callable[[int], None] | None = None,
+    ) -> npt.NDArray[np.int64]:
         workers = check_threads(threads)
-        source = _as_source(vectors, self.dim)
+        source = as_source(vectors, self.dim)
         n = source.shape[0]
         if not n:
             as_rows(source[:0], self.dim)  # refuses a wrong dtype, as it would for the first block
         with self._write_lock:
-            given = None if ids is None else self._check_ids(ids, n)
             draft = self._rows.draft()
+            given = None if ids is None else distinct_ids(ids, n)
             if given is None and draft.next_id + n - 1 > MAX_ID:
                 raise ArgumentError(f"ids must be given: generated ones would pass 2**63 - 2 after {draft.next_id - 1}")
+            if given is not None:
+                draft.remove(self._replaced(self._rows, given, how))
             first_id = draft.next_id
             step = max(1, _BLOCK_BYTES // (4 * self.dim))
             for start in range(0, n, step):
@@ -196,11 +256,30 @@ class Index:
             self._commit(draft)
         return np.arange(first_id, first_id + n, dtype=np.int64) if given is None else given
 
+    def _replaced(self, rows: RowSet, ids: npt.NDArray[np.int64], how: str) -> npt.NDArray[np.int64]:
+        """Return the rows that vectors with these ids take the place of."""
+        if how == "update":
+            return self._find_all(rows, ids)
+        if not ids.size or ids.min() >= rows.next_id:  # none of them can be there
+            return NO_IDS
+        found = self._find(rows, ids)
+        known = found >= 0
+        if how == "add" and known.any():
+            raise ArgumentError(f"ids must be new, got {ids[np.argmax(known)]}, which is in the index")
+        return found[known]
+
     @cached_property
     def _plan(self) -> ScanPlan:
         return ScanPlan(self.codec)
 
-    def search(self, queries: Any, k: int = 10, threads: int | None = None, exact_scan: bool = False) -> SearchResult:
+    def search(
+        self,
+        queries: Any,
+        k: int = 10,
+        threads: int | None = None,
+        exact_scan: bool = False,
+        filter: npt.ArrayLike | Callable[[npt.NDArray[np.int64]], npt.ArrayLike] | None = None,  # noqa: A002
+    ) -> SearchResult:
         """Find the k best vectors for each query by a scan over all codes.
 
         Up to 8 queries are answered by reading the codes' leading bit planes first and scoring in full only the rows
@@ -215,6 +294,9 @@ class Index:
             Default: every CPU that the process may use. The result does not depend on it, except by that 1e-6.
         exact_scan : bool
             Score every row in full.
+        filter : array-like or callable, optional
+            The ids that may be found: an array of them (those that are not in the index are ignored); or bools (n,),
+            one per vector in the order of `ids`; or a callable that is given ids, int64, in blocks, and returns bools.
 
         Returns
         -------
@@ -226,12 +308,13 @@ class Index:
         VectorError
             Wrong width or dtype, NaN or inf, a norm above 2**60, a zero query under "cosine".
         ArgumentError
-            k or threads out of range.
+            k or threads out of range, a filter of another form.
         """
         k = check_integer("k", k, 1, MAX_K)
         workers = check_threads(threads)
         queries = as_array(queries, "queries")
-        rows, segments = as_rows(queries, self.dim, "queries"), self._rows.all_segments()
+        rows, held = as_rows(queries, self.dim, "queries"), self._rows
+        segments = held.all_segments() if filter is None else allowed_segments(filter, held, lambda: self._map(held))
         scores, ids = np.empty((len(rows), k), np.float32), np.empty((len(rows), k), np.int64)
         # Of many results per query fewer queries go together: sorting theirs cannot be interrupted.
         step = max(1, min(QUERY_BLOCK, _SORTED_RESULTS // k))
@@ -254,17 +337,12 @@ class Index:
         UnknownIdError
             An id is not in the index.
         """
-        wanted = _as_ids(ids)
+        wanted = as_ids(ids)
         held = self._rows
-        rows = self._map(held).find(wanted.ravel())
-        if rows.size and rows.min() < 0:
-            raise UnknownIdError(f"ids must be in the index, got {wanted.ravel()[np.argmin(rows)]}")
+        rows, segments = self._find_all(held, wanted.ravel()), held.all_segments()
         vectors = np.empty((len(rows), self.dim), np.float32)
-        first_row = 0
-        for segment in held.all_segments():
-            here = np.flatnonzero((rows >= first_row) & (rows < first_row + segment.n))
-            vectors[here] = self.codec.decode(self._codes(segment, rows[here] - first_row))
-            first_row += segment.n
+        for i, here, own in held.split(rows):
+            vectors[here] = self.codec.decode(self._codes(segments[i], own))
         return vectors[0] if wanted.ndim == 0 else vectors
 
     def info(self) -> dict[str, Any]:
@@ -329,31 +407,11 @@ class Index:
         with self._write_lock:
             save_index(self, path, overwrite)
 
-    def _check_ids(self, ids: npt.ArrayLike, n: int) -> npt.NDArray[np.int64]:
-        """Return ids as int64 (n,) if they may be added."""
-        checked = np.atleast_1d(_as_ids(ids)).copy()
-        if checked.shape != (n,):
-            raise ArgumentError(f"ids must have one id per vector, shape ({n},), got {checked.shape}")
-        if not n:
-            return checked
-        if checked.min() < 0 or checked.max() > MAX_ID:
-            wrong = checked.min() if checked.min() < 0 else checked.max()
-            raise ArgumentError(f"ids must be from 0 to 2**63 - 2, got {wrong}")
-        ordered = np.sort(checked)
-        repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-        if repeated.size:
-            raise ArgumentError(f"ids must be distinct, got {repeated[0]} twice")
-        if ordered[0] < self._rows.next_id:  # else none of them can be there
-            known = self._map(self._rows).find(checked) >= 0
-            if known.any():
-                raise ArgumentError(f"ids must be new, got {checked[np.argmax(known)]}, which is in the index")
-        return checked
-
     def _commit(self, rows: RowSet) -> None:
         """Make a draft the state that readers see; an id map that was built grows with it."""
         before = self._rows
         if self._id_map is not None and self._id_map[0] is before:
-            self._id_map = rows, self._id_map[1].extended(rows.all_segments(), len(before))
+            self._id_map = rows, self._id_map[1].extended(rows.all_segments(), before.n_rows)
         self._rows = rows
 
     def _map(self, rows: RowSet) -> IdMap:
@@ -363,6 +421,18 @@ class Index:
             built = rows, IdMap.of(rows.all_segments())
             self._id_map = built
         return built[1]
+
+    def _find(self, rows: RowSet, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the rows of ids, -1 for those that are not in the index."""
+        found = self._map(rows).find(ids)
+        return np.where(rows.are_live(found), found, -1)
+
+    def _find_all(self, rows: RowSet, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the rows of ids that must be in the index."""
+        found = self._find(rows, ids)
+        if found.size and found.min() < 0:
+            raise UnknownIdError(f"ids must be in the index, got {ids[np.argmin(found)]}")
+        return found
 
     def _codes(self, segment: Segment, rows: npt.NDArray[np.int64]) -> Codes:
         """Return rows of a segment in the codec's own packing."""
@@ -374,23 +444,3 @@ class Index:
             encoded.offsets if segment.rows.offsets.size else None,
             self.metric,
         )
-
-
-def _as_source(vectors: Any, dim: int) -> Any:
-    """Return something of shape (n, dim) that gives rows by slices."""
-    if not (hasattr(vectors, "shape") and hasattr(vectors, "__getitem__") and len(vectors.shape) == 2):
-        return as_rows(vectors, dim)
-    if vectors.shape[1] != dim:
-        raise VectorError(f"vectors must have {dim} columns (n, {dim}), got shape {tuple(vectors.shape)}")
-    return vectors
-
-
-def _as_ids(ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    array = np.asarray(ids)
-    if array.size == 0 and array.dtype.kind == "f":
-        array = array.astype(np.int64)  # an empty list has no integer type of its own
-    if array.dtype.kind not in "iu" or array.ndim > 1:
-        raise ArgumentError(f"ids must be a one-dimensional array of integers, got {array.dtype}, shape {array.shape}")
-    if array.dtype == np.uint64 and array.size and array.max() > 2**63 - 1:
-        raise ArgumentError(f"ids must fit int64, got {array.max()}")
-    return array.astype(np.int64)

@@ -71,7 +71,7 @@ def search_segments(
     eps, over the rotation. More queries, or `exact_scan`: every row is scored in full, and the result does not
     depend on `threads` or on the segments' cuts.
     """
-    nq, n = len(queries), sum(segment.n for segment in segments)
+    nq, n = len(queries), sum(segment.n_live for segment in segments)
     scores, ids = np.full((nq, k), -np.inf, np.float32), np.full((nq, k), -1, np.int64)
     kept, scored = min(k, n), 1.0
     if not kept or not nq:

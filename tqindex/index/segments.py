@@ -12,6 +12,7 @@ from tqindex.codec import Codec
 from tqindex.kernels.rows import StoredRows
 
 Int64Array = npt.NDArray[np.int64]
+UInt8Array = npt.NDArray[np.uint8]
 
 #: A segment is full at this many bytes of codes, side numbers and ids.
 SEGMENT_BYTES = 64 * 2**20
@@ -20,11 +21,12 @@ ROW_MULTIPLE = 64
 _FIRST_CAPACITY = 1024
 _ID_BYTES = 8
 NO_IDS: Int64Array = np.empty(0, np.int64)
+ALL_LIVE: UInt8Array = np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Rows that no longer change.
+    """Rows that no longer change, but for being removed: that makes a new Segment of the same rows.
 
     Attributes
     ----------
@@ -34,6 +36,9 @@ class Segment:
     n : int
     file : str
         Name of the file that holds the segment, empty while there is none.
+    live : uint8, bits of the rows that are not removed as `tqindex.kernels.live` has them, or (0,) if none is removed
+    live_file : str
+        Name of the file that holds `live`, empty while there is none.
     """
 
     rows: StoredRows
@@ -41,6 +46,32 @@ class Segment:
     first_id: int
     n: int
     file: str = ""
+    live: UInt8Array = field(default_factory=lambda: ALL_LIVE)
+    live_file: str = ""
+
+    @cached_property
+    def n_live(self) -> int:
+        """Number of rows that are not removed."""
+        return int(np.bitwise_count(self.live).sum()) if self.live.size else self.n
+
+    def live_rows(self) -> Int64Array:
+        """Return the numbers of the rows that are not removed, int64 (n_live,)."""
+        if not self.live.size:
+            return np.arange(self.n, dtype=np.int64)
+        return np.flatnonzero(np.unpackbits(self.live, count=self.n, bitorder="little"))
+
+    def is_live(self, rows: Int64Array) -> npt.NDArray[np.bool_]:
+        """Say of some rows whether they are not removed."""
+        if not self.live.size:
+            return np.ones(len(rows), np.bool_)
+        bits: UInt8Array = (self.live[rows // 8] >> (rows % 8).astype(np.uint8)) & np.uint8(1)
+        return bits.astype(np.bool_)
+
+    def without(self, rows: Int64Array) -> "Segment":
+        """Return this segment with some rows removed."""
+        live = self.live.copy() if self.live.size else live_bits(np.arange(self.n), self.n)
+        np.bitwise_and.at(live, rows // 8, ~(1 << (rows % 8)).astype(np.uint8))
+        return replace(self, live=live, live_file="")
 
     def all_ids(self) -> Int64Array:
         """Return the ids of all rows, int64 (n,)."""
@@ -50,8 +81,8 @@ class Segment:
 
     @cached_property
     def kernel_arrays(self) -> tuple[npt.NDArray[Any], ...]:
-        """Arrays of rows and ids as kernels take them, read-only: one form, whether memory is ours or a file's."""
-        views = [array.view(np.ndarray) for array in (*self.rows.arrays().values(), self.ids)]
+        """Arrays of rows, ids and live bits as kernels take them, read-only: one form, whosever memory it is."""
+        views = [array.view(np.ndarray) for array in (*self.rows.arrays().values(), self.ids, self.live)]
         for view in views:
             view.flags.writeable = False
         return tuple(views)
@@ -60,6 +91,13 @@ class Segment:
     def id_bytes(self) -> int:
         """Bytes of stored ids; generated ones need none."""
         return _ID_BYTES * self.n if self.ids.size else 0
+
+
+def live_bits(rows: Int64Array, n: int) -> UInt8Array:
+    """Return the bits of some of n rows, uint8 (ceil(n / 8),)."""
+    flags = np.zeros(n, np.bool_)
+    flags[rows] = True
+    return np.packbits(flags, bitorder="little")
 
 
 def segment_capacity(codec: Codec, metric: str) -> int:
@@ -96,7 +134,37 @@ class RowSet:
         return [*self.segments, self.tail] if self.tail is not None else list(self.segments)
 
     def __len__(self) -> int:
+        return sum(segment.n_live for segment in self.all_segments())
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows, removed ones included."""
         return sum(segment.n for segment in self.all_segments())
+
+    def split(self, rows: Int64Array) -> Iterator[tuple[int, npt.NDArray[np.bool_], Int64Array]]:
+        """Yield, for every segment that has any of the rows: its place, which of the rows, and their numbers in it."""
+        first = 0
+        for i, segment in enumerate(self.all_segments()):
+            here = (rows >= first) & (rows < first + segment.n)
+            if here.any():
+                yield i, here, rows[here] - first
+            first += segment.n
+
+    def are_live(self, rows: Int64Array) -> npt.NDArray[np.bool_]:
+        """Say of some rows whether they exist, and are not removed."""
+        live, segments = np.zeros(len(rows), np.bool_), self.all_segments()
+        for i, here, own in self.split(rows):
+            live[here] = segments[i].is_live(own)
+        return live
+
+    def remove(self, rows: Int64Array) -> None:
+        """Take rows out."""
+        segments = self.all_segments()
+        for i, _, own in list(self.split(rows)):
+            segments[i] = segments[i].without(own)
+        if self.tail is not None:
+            self.tail = segments.pop()
+        self.segments = segments
 
     def reserve(self, n: int, ids: Int64Array | None) -> Iterator[tuple[slice, StoredRows, int]]:
         """Make room for n more rows, with caller ids, int64 (n,), or generated ones.
@@ -134,7 +202,10 @@ class RowSet:
             tail = self._with_ids(tail)
             given = np.arange(self.next_id, self.next_id + n, dtype=np.int64) if ids is None else ids
             tail.ids[tail.n : total] = given
-        self.tail = replace(tail, n=total)
+        live = tail.live
+        if live.size:
+            live = live_bits(np.concatenate([tail.live_rows(), np.arange(tail.n, total)]), total)
+        self.tail = replace(tail, n=total, live=live)
         return self.tail
 
     def _grow(self, tail: Segment, capacity: int) -> Segment:

@@ -11,6 +11,7 @@ import numpy as np
 from tqindex.codec.packing import BLOCK
 from tqindex.kernels.compile import called_kernel, inner_kernel, kernel
 from tqindex.kernels.layout import load_lead, padded_width
+from tqindex.kernels.live import live_bits
 from tqindex.kernels.product import multiply_row, split_planes
 from tqindex.kernels.scan import NO_ID, is_better, push
 from tqindex.kernels.simd_count import STREAMS, count_blocks, make_reach_blocks, prefetch
@@ -50,7 +51,7 @@ def scan_rows_single(
     best_scores: Any,
     best_ids: Any,
 ) -> int:
-    """Score rows start..stop, start a multiple of 8, and update the best k; returns how many were scored in full.
+    """Score the live rows of start..stop, start a multiple of 8, and update the best k; returns how many were scored.
 
     rows : as `tqindex.kernels.scan.scan_rows`
     tables : (bits, table, sketch_table)
@@ -61,7 +62,7 @@ def scan_rows_single(
     lead, rest = rows[:2]
     k, width = best_scores.shape[1], lead.shape[2] // BLOCK
     # Flat arrays, since every reshape within a loop would cost a call.
-    flat = lead.reshape(lead.size), rest.reshape(rest.size), rows[2], rows[3], rows[4], rows[5]
+    flat = lead.reshape(lead.size), rest.reshape(rest.size), rows[2], rows[3], rows[4], rows[5], rows[6]
     shape = lead.shape[0], lead.shape[1], lead.shape[2], rest.shape[1]
     kept, wanted = np.empty((3, _BATCH), np.int64), np.empty(_BATCH * BLOCK, np.int64)
     counts, second_counts = np.zeros(_BATCH * BLOCK, np.int32), np.zeros(BLOCK * STREAMS, np.int32)
@@ -119,12 +120,16 @@ def _scan_blocks(
         for j in range(first, last):
             a, b = first_block + step * j, first_block + step * min(half + j, count - 1)
             at = BLOCK * STREAMS * (j - first)
+            alive = np.uint32(live_bits(rows[6], a)) | np.uint32(live_bits(rows[6], b)) << np.uint32(BLOCK)
+            if alive == 0:
+                continue
             if n_stages == 0:
                 mask = _ALL
             elif together:
                 mask = _count_both(rows, shape, a, b, at, stages, threshold, scratch)
             else:
                 mask = _count_first(rows, shape, a, b, at, stages, threshold, scratch)
+            mask &= alive
             found = _keep(a, mask & _BLOCK_ROWS, at, found, scratch)
             if half + j < count:
                 found = _keep(b, mask >> BLOCK, at + BLOCK, found, scratch)
@@ -241,7 +246,7 @@ def _score_rows(
     rows: Any, shape: Any, first_id: int, n_wanted: int, tables: Any, query: Any, best: Any, scratch: Any
 ) -> None:
     """Score the listed rows in full and keep the best."""
-    lead, rest, scales, sketch_scales, offsets, ids = rows
+    lead, rest, scales, sketch_scales, offsets, ids, _ = rows
     bits, table, sketch_table = tables
     query_levels, sketch_levels, multiplier, shift, sketch_shift, step, sketch_step, bias = query
     best_scores, best_ids = best

@@ -68,7 +68,7 @@ def pack_queries(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
 def expand_tile(
     lead: Any,
     rest: Any,
-    start: int,
+    numbers: Any,
     rows: int,
     first_plane: int,
     bits: int,
@@ -76,7 +76,7 @@ def expand_tile(
     out: Any,
     work: Any,
 ) -> None:
-    """Write levels of rows start..start + rows; out: u8 (TILE, depth), rows by `_place_row`, zero beyond their width.
+    """Write levels of the rows numbers[:rows]; out: u8 (TILE, depth), rows by `_place_row`, zero beyond their width.
 
     lead, rest: as `tqindex.kernels.rows.StoredRows` keeps them; planes first_plane..first_plane + bits are read: all,
     or one. table: u8 (64,), as `expand_row` takes it; work: as `load_lead` fills it.
@@ -87,8 +87,8 @@ def expand_tile(
     flat_lead, flat_rest, flat_out = lead.reshape(lead.size), rest.reshape(rest.size), out.reshape(out.size)
     lead_at = first_plane * padded_width(width)
     for r in range(rows):
-        load_lead(flat_lead, planes, blocks, block_bytes, start + r, work)
-        rest_at = (start + r) * rest.shape[1] + skipped * width
+        load_lead(flat_lead, planes, blocks, block_bytes, numbers[r], work)
+        rest_at = numbers[r] * rest.shape[1] + skipped * width
         out_at, step = _place_row(r, depth)
         if _HAS_SHUFFLE and (width >= WORD or others == 0):
             _expand_row(work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, out_at, step)

@@ -11,6 +11,7 @@ import numpy as np
 from tqindex.codec.packing import BLOCK
 from tqindex.kernels.compile import inner_kernel, kernel
 from tqindex.kernels.layout import padded_width
+from tqindex.kernels.live import next_rows
 from tqindex.kernels.product import (
     BLOCK_GROUPS,
     LANES,
@@ -67,18 +68,18 @@ def scan_rows(
     best_scores: Any,
     best_ids: Any,
 ) -> None:
-    """Score rows start..stop against all queries and update the best k of each.
+    """Score the live rows of start..stop against all queries and update the best k of each.
 
     Arrays of shape (0, ...) stand for sides that the codec or metric does not have.
 
-    rows : (lead, rest, scales, sketch_scales, offsets, ids), as `tqindex.kernels.rows.StoredRows`; without ids a row's
-        id is first_id + row
+    rows : (lead, rest, scales, sketch_scales, offsets, ids, live), as `tqindex.kernels.rows.StoredRows`; without ids
+        a row's id is first_id + row; live as `tqindex.kernels.live` has it
     tables : (bits, table, sketch_table, configuration)
     queries : (nq, packed, sketch_packed, multiplier), int8 as `pack_queries` makes them, nq of them real
     sides : float32 (6, columns), what belongs to each packed query; its thresholds are this call's own
     best_scores, best_ids : float32 and int64 (nq, k), heaps as `push` keeps them
     """
-    lead, rest, scales, sketch_scales, offsets, ids = rows
+    lead, rest, scales, sketch_scales, offsets, ids, live = rows
     bits, table, sketch_table, configuration = tables
     nq, packed, sketch_packed, multiplier = queries
     has_sketch, has_offsets, has_ids = sketch_scales.shape[0] > 0, offsets.shape[0] > 0, ids.shape[0] > 0
@@ -90,37 +91,43 @@ def scan_rows(
     flat_packed, flat_sketch = packed.reshape(packed.size), sketch_packed.reshape(sketch_packed.size)
     # A strip's products stay in the first cache until they are scored.
     products, sketch_products = np.empty(TILE * STRIP, np.int32), np.empty(TILE * STRIP, np.int32)
-    flat_sides = sides.reshape(sides.size)
-    scores, tile_offsets = np.empty(STRIP, np.float32), np.zeros(TILE, np.float32)
+    numbers, tile_sides = np.empty(TILE, np.int64), np.zeros((3, TILE), np.float32)
+    tile_scales, tile_sketch_scales, tile_offsets = tile_sides[0], tile_sides[1], tile_sides[2]
+    flat_sides, scores = sides.reshape(sides.size), np.empty(STRIP, np.float32)
     thresholds = sides[THRESHOLDS]
     thresholds[:] = np.inf
     thresholds[:nq] = best_scores[:, 0]
     begin_tiles(configuration)
-    for tile in range(start, stop, TILE):
-        tile_rows = min(TILE, stop - tile)
-        expand_tile(lead, rest, tile, tile_rows, 0, bits, table, levels, work)
+    next_row = start
+    while next_row < stop:
+        tile_rows, next_row = next_rows(live, next_row, stop, numbers)
+        expand_tile(lead, rest, numbers, tile_rows, 0, bits, table, levels, work)
         if has_sketch:
-            expand_tile(lead, rest, tile, tile_rows, bits - 1, 1, sketch_table, signs, work)
-        if has_offsets:
-            tile_offsets[:tile_rows] = offsets[tile : tile + tile_rows]
+            expand_tile(lead, rest, numbers, tile_rows, bits - 1, 1, sketch_table, signs, work)
+        for r in range(tile_rows):
+            tile_scales[r] = scales[numbers[r]]
+            if has_sketch:
+                tile_sketch_scales[r] = sketch_scales[numbers[r]]
+            if has_offsets:
+                tile_offsets[r] = offsets[numbers[r]]
         for group in range(0, groups, BLOCK_GROUPS):
             first = LANES * group
             multiply_tile(flat_levels, tile_rows, depth, flat_packed, group, products)
             if has_sketch:
                 multiply_tile(flat_signs, tile_rows, depth, flat_sketch, group, sketch_products)
-            row = 0
+            r = 0
             while True:
-                of_rows = scales, sketch_scales, tile, tile_offsets, row, tile_rows, has_offsets, multiplier, scores
+                of_rows = tile_scales, tile_sketch_scales, tile_offsets, r, tile_rows, has_offsets, multiplier, scores
                 if has_sketch:
                     found = _next_reached_with_sketch(products, sketch_products, flat_sides, columns, first, *of_rows)
                 else:
                     found = _next_reached(products, products, flat_sides, columns, first, *of_rows)
-                row = found >> 32
-                if row == tile_rows:
+                r = found >> 32
+                if r == tile_rows:
                     break
-                row_id = ids[tile + row] if has_ids else first_id + tile + row
+                row_id = ids[numbers[r]] if has_ids else first_id + numbers[r]
                 keep_reached(found & _MASK, first, scores, row_id, best_scores, best_ids, thresholds)
-                row += 1
+                r += 1
     end_tiles()
 
 

@@ -31,7 +31,7 @@ class _Scores:
     """The scores of a tile's rows against STRIP queries, whose side numbers stay in registers."""
 
     def __init__(self, context: Any, builder: Any, types_: Any, values: Any) -> None:
-        products, sketch_products, sides, columns, first, scales, sketch_scales, at, offsets = range(9)
+        products, sketch_products, sides, columns, first, scales, sketch_scales, offsets = range(8)
         self.builder = builder
 
         def pointer(number: int, index: Any, target: Any) -> Any:
@@ -42,8 +42,9 @@ class _Scores:
             return [load(builder, pointer(sides, builder.add(start, LONG(half)), vector)) for half in _HALVES]
 
         self.products, self.sketch_products = (pointer(i, LONG(0), INT) for i in (products, sketch_products))
-        self.scales, self.sketch_scales = (pointer(i, values[at], ir.FloatType()) for i in (scales, sketch_scales))
-        self.offsets = pointer(offsets, LONG(0), ir.FloatType())
+        self.scales, self.sketch_scales, self.offsets = (
+            pointer(i, LONG(0), ir.FloatType()) for i in (scales, sketch_scales, offsets)
+        )
         self.steps, self.biases, self.thresholds = (side(i, FLOATS) for i in (STEPS, BIASES, THRESHOLDS))
         self.sketch_steps = side(SKETCH_STEPS, FLOATS)
         self.shifts, self.sketch_shifts = side(SHIFTS, INTS), side(SKETCH_SHIFTS, INTS)
@@ -77,11 +78,11 @@ class _Scores:
 def make_next_reached(with_sketch: bool) -> Any:
     """Return an operation that finds the next row of a tile with a score that reaches its query's threshold.
 
-    next_reached(products, sketch_products, sides, columns, first, scales, sketch_scales, at, offsets, row, rows,
+    next_reached(products, sketch_products, sides, columns, first, scales, sketch_scales, offsets, row, rows,
     has_offsets, multiplier, scores) -> 2**32 * r + bits of the STRIP queries from `first` on, for the first row r of
-    row..rows that has any; 2**32 * rows if none has. products i32 [row][STRIP]; sides f32 [6][columns]; scales and
-    sketch scales f32, those of the tile's first row at `at`; offsets f32, those of the tile's rows; has_offsets: False
-    if they are zero and so are all biases; multiplier 1 or 2; scores f32 (STRIP,), written if a row is found.
+    row..rows that has any; 2**32 * rows if none has. products i32 [row][STRIP]; sides f32 [6][columns]; scales,
+    sketch scales and offsets f32, those of the tile's rows; has_offsets: False if they are zero and so are all biases;
+    multiplier 1 or 2; scores f32 (STRIP,), written if a row is found.
 
     score = ((scale * (step * P) [+ sketch_scale * (sketch_step * J)]) + offset) + bias, each step rounded to f32.
     """
@@ -96,7 +97,6 @@ def make_next_reached(with_sketch: bool) -> Any:
         first: Any,
         scales: Any,
         sketch_scales: Any,
-        at: Any,
         offsets: Any,
         row: Any,
         rows: Any,
@@ -105,9 +105,9 @@ def make_next_reached(with_sketch: bool) -> Any:
         scores: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            v_row, v_rows, v_has_offsets, v_multiplier, v_scores = arguments[9:]
-            tile = _Scores(context, builder, signature.args, arguments[:9])
-            target = address(context, builder, signature.args[13], v_scores, LONG(0), FLOATS)
+            v_row, v_rows, v_has_offsets, v_multiplier, v_scores = arguments[8:]
+            tile = _Scores(context, builder, signature.args, arguments[:8])
+            target = address(context, builder, signature.args[12], v_scores, LONG(0), FLOATS)
             found = cgutils.alloca_once_value(builder, builder.shl(v_rows, LONG(32)))
             doublings = builder.trunc(builder.sub(v_multiplier, LONG(1)), INT)
 
@@ -133,7 +133,7 @@ def make_next_reached(with_sketch: bool) -> Any:
             return builder.load(found)
 
         index = types.intp
-        arrays = (products, sketch_products, sides, index, index, scales, sketch_scales, index, offsets)
+        arrays = (products, sketch_products, sides, index, index, scales, sketch_scales, offsets)
         return types.int64(*arrays, index, index, types.boolean, index, scores), codegen
 
     return next_reached
