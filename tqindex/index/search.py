@@ -85,8 +85,9 @@ def search_segments(
 
         scores[:, :kept], ids[:, :kept] = _scan(chunks, nq, kept, threads, scan_batch)
     else:
+        rows = sum(segment.n for segment in segments)
         singles = single_queries(plan, queries, None if exact_scan else deviations(plan, kept, n, eps))
-        chunks = _cut(segments, min(max(n // (4 * threads), _SINGLE_ROWS[0]), _SINGLE_ROWS[1]) if threads > 1 else n)
+        chunks = _cut(segments, min(max(rows // (4 * threads), _SINGLE_ROWS[0]), _SINGLE_ROWS[1]) if threads > 1 else rows)
         counts = np.zeros((min(threads, len(chunks)), nq), np.int64)
 
         def scan_singles(worker: int, chunk: _Chunk, best_scores: Float32Array, best_ids: Int64Array) -> None:
