@@ -1,5 +1,7 @@
 """Drives the encoding kernels over blocks of rows and threads."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -26,11 +28,12 @@ Float64Array = npt.NDArray[np.float64]
 #: Coordinates that one task encodes, and rows at least: few enough to stay in cache, many enough to outweigh the calls,
 #: which one thread makes at a time.
 _BLOCK_VALUES = 2**17
-BLOCK_ROWS = 256
+BLOCK_ROWS = 128
 #: Multiply-adds of one task by a matrix, some tens of milliseconds, since Ctrl-C waits for it.
 _MATRIX_WORK = 2**27
 #: Up to so many rows, one by one is faster than all lanes at once.
 _FEW_ROWS = 4
+_LINE = 64
 #: The quantiser of a sketch: its boundary and its levels.
 _SIGNS = np.zeros((1, 1), np.float32), np.array([-1, 1], np.float32)
 
@@ -76,8 +79,8 @@ def _encode_block(
 ) -> None:
     """Encode one block; writes the rows' norms, before normalising if the metric does, and after centring."""
     dim, book = codec.dim, codec.codebook
-    levels, terms = np.empty(dim, np.float32), np.empty(dim + CHUNK)
-    y, along = np.empty_like(rows), np.empty(len(rows))
+    levels, terms = _make_room(dim), _make_room(dim + CHUNK, np.float64)
+    y, along = _make_room(rows.size).reshape(rows.shape), np.empty(len(rows))
     center = np.empty(0, np.float32) if codec.center is None else codec.center
     prepare_rows(rows, center, metric == "cosine", y, lengths, norms, along, terms)
     if has_offsets(codec, metric):
@@ -132,15 +135,15 @@ def _project_block(projection: HadamardRotation | MatrixProjection, rows: Float3
         for row in rows:
             rotate_row(row, projection.permutations, projection.signs, np.empty(dim, np.float32))
     elif isinstance(projection, HadamardRotation):
-        work, spare = _make_lanes(dim), _make_lanes(dim)
+        work, spare = _make_room(dim * LANES), _make_room(dim * LANES)
+        work[:] = 0  # lanes without a row
         rotate_rows(rows, projection.permutations, projection.signs, work, spare)
     else:
         project_rows(rows, projection.columns, np.empty(dim, np.float32))
 
 
-def _make_lanes(dim: int) -> Float32Array:
-    """Return room for LANES rows, zeroed, from the start of a cache line: a vector across two takes twice as long."""
-    size = dim * LANES
-    room = np.zeros(size + LANES, np.float32)
-    start = -room.ctypes.data % (4 * LANES) // 4
-    return room[start : start + size]
+def _make_room(size: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+    """Return room for `size` numbers that starts a cache line: vectors that lie across two take twice as long."""
+    room = np.empty(size * np.dtype(dtype).itemsize + _LINE, np.uint8)
+    start = -room.ctypes.data % _LINE
+    return room[start : start + room.size - _LINE].view(dtype)
