@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tqindex.checks import as_rows
 from tqindex.codec import Codec, Codes
+from tqindex.codec.codec import normalise
 from tqindex.codec.packing import LEADING, pad_planes, plane_bytes, repack_planes, unpack_codes
 from tqindex.codec.rotation import gaussian_projection, make_rotation
 from tqindex.codec.sums import dot, tree_sum
@@ -202,6 +203,18 @@ def test_sums_take_the_oracles_order(n: int) -> None:
     assert kernels.fold(terms.copy(), n) == float(tree_sum(terms))
     a, b = rng.standard_normal((2, n), dtype=np.float32)
     assert kernels.dot(a, b, np.empty(n)) == float(dot(a, b))
+
+
+@pytest.mark.parametrize("dim", [*range(2, 36), 63, 64, 65, 127, 129, 255, 257, 1000, 1025])
+def test_norms_take_the_oracles_order(dim: int) -> None:
+    rng = np.random.default_rng(dim)
+    rows, center = (rng.standard_normal((2, 3, dim)) * 10.0 ** rng.integers(-9, 9, dim)).astype(np.float32)
+    work, terms, (lengths, norms, along) = np.empty_like(rows), np.empty(dim + CHUNK), np.empty((3, 3))
+    kernels.prepare_rows(rows, center[0], True, work, lengths, norms, along, terms)
+    centred = normalise(rows, "rows") - center[0]
+    np.testing.assert_array_equal(lengths, np.sqrt(dot(rows, rows)))
+    np.testing.assert_array_equal(norms, np.sqrt(dot(centred, centred)))
+    np.testing.assert_array_equal(along, dot(centred, center[0]))
 
 
 # Up to 4 rows are rotated one by one, more of them 16 at a time.

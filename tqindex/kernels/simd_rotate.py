@@ -6,11 +6,15 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from tqindex.kernels.cpu import simd_level
 from tqindex.kernels.simd import FLOATS, INT, LONG, address, load, splat
 
 #: Rows that are rotated together, one per lane.
 LANES = 16
 FLOAT = ir.FloatType()
+#: Lanes of a register: sixteen vectors at once must stay in registers.
+_PIECE = {"amx": 16, "avx512": 16, "avx2": 8}.get(simd_level(), 4)
+_PIECES = ir.VectorType(FLOAT, _PIECE)
 
 
 def make_butterflies(steps: int) -> Any:
@@ -25,8 +29,9 @@ def make_butterflies(steps: int) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             v_x, v_i, v_distance = arguments
             places = [builder.add(v_i, builder.mul(v_distance, LONG(step))) for step in range(1 << steps)]
-            pointers = [_pointer(context, builder, signature.args[0], v_x, place) for place in places]
-            _transform(builder, [load(builder, pointer) for pointer in pointers], pointers)
+            for lane in range(0, LANES, _PIECE):
+                pointers = [_pointer(context, builder, signature.args[0], v_x, place, lane) for place in places]
+                _transform(builder, [load(builder, pointer) for pointer in pointers], pointers)
             return context.get_dummy_value()
 
         return types.void(x, types.intp, types.intp), codegen
@@ -47,10 +52,11 @@ def make_first_butterflies(steps: int) -> Any:
             v_x, v_i, v_signs, v_at = arguments
             t_x, t_signs = signature.args[0], signature.args[2]
             places = [builder.add(v_i, LONG(step)) for step in range(1 << steps)]
-            pointers = [_pointer(context, builder, t_x, v_x, place) for place in places]
-            factors = _splats(context, builder, t_signs, v_signs, v_at, len(places))
-            values = [builder.fmul(load(builder, p), factor) for p, factor in zip(pointers, factors, strict=True)]
-            _transform(builder, values, pointers)
+            for lane in range(0, LANES, _PIECE):
+                pointers = [_pointer(context, builder, t_x, v_x, place, lane) for place in places]
+                factors = _splats(context, builder, t_signs, v_signs, v_at, len(places))
+                values = [builder.fmul(load(builder, p), factor) for p, factor in zip(pointers, factors, strict=True)]
+                _transform(builder, values, pointers)
             return context.get_dummy_value()
 
         return types.void(x, types.intp, signs, types.intp), codegen
@@ -72,16 +78,16 @@ def make_permuted_butterflies(steps: int) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             v_target, v_i, v_source, v_permutation, v_from_at, v_signs, v_at = arguments
             t_target, _, t_source, t_permutation, _, t_signs, _ = signature.args
-            count = 1 << steps
-            factors = _splats(context, builder, t_signs, v_signs, v_at, count)
-            values = []
-            for step, factor in enumerate(factors):
-                index = builder.add(v_from_at, LONG(step))
-                place = load(builder, address(context, builder, t_permutation, v_permutation, index, INT))
-                pointer = _pointer(context, builder, t_source, v_source, builder.sext(place, LONG))
-                values.append(builder.fmul(load(builder, pointer), factor))
-            places = [builder.add(v_i, LONG(step)) for step in range(count)]
-            _transform(builder, values, [_pointer(context, builder, t_target, v_target, p) for p in places])
+            steps_at = [LONG(step) for step in range(1 << steps)]
+            indices = [builder.add(v_from_at, step) for step in steps_at]
+            numbers = [load(builder, address(context, builder, t_permutation, v_permutation, i, INT)) for i in indices]
+            origins = [builder.sext(number, LONG) for number in numbers]
+            places = [builder.add(v_i, step) for step in steps_at]
+            for lane in range(0, LANES, _PIECE):
+                sources = [_pointer(context, builder, t_source, v_source, origin, lane) for origin in origins]
+                factors = _splats(context, builder, t_signs, v_signs, v_at, len(places))
+                values = [builder.fmul(load(builder, p), factor) for p, factor in zip(sources, factors, strict=True)]
+                _transform(builder, values, [_pointer(context, builder, t_target, v_target, p, lane) for p in places])
             return context.get_dummy_value()
 
         index = types.intp
@@ -90,15 +96,16 @@ def make_permuted_butterflies(steps: int) -> Any:
     return permuted_butterflies
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, coordinate: Any) -> Any:
-    """Return a pointer to a coordinate's lanes."""
-    return address(context, builder, array_type, array, builder.mul(coordinate, LONG(LANES)), FLOATS)
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any, coordinate: Any, lane: int) -> Any:
+    """Return a pointer to a coordinate's lanes, from `lane` on."""
+    index = builder.add(builder.mul(coordinate, LONG(LANES)), LONG(lane))
+    return address(context, builder, array_type, array, index, _PIECES)
 
 
 def _splats(context: Any, builder: Any, array_type: Any, array: Any, at: Any, count: int) -> list[Any]:
     """Return vectors of array[at], array[at + 1], ..."""
     places = [address(context, builder, array_type, array, builder.add(at, LONG(i)), FLOAT) for i in range(count)]
-    return [splat(builder, load(builder, place), FLOATS) for place in places]
+    return [splat(builder, load(builder, place), _PIECES) for place in places]
 
 
 def _transform(builder: Any, values: list[Any], pointers: list[Any]) -> None:
