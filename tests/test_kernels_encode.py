@@ -162,6 +162,18 @@ def test_refusals_name_the_row(row: int, threads: int, gaussian_rows: Any) -> No
             encode_rows(codec, rows, metric, out, threads)
 
 
+def test_read_only_and_unaligned_rows_compile_nothing_new(gaussian_rows: Any) -> None:
+    codec, rows = Codec(33), gaussian_rows(9, 33)
+    expected = codec.encode(rows)
+    assert_same(encode_with_kernels(codec, rows, "ip"), expected, codec)
+    compiled = list(kernels.prepare_rows.signatures)
+    shifted = np.frombuffer(b"-" + rows.tobytes(), np.float32, offset=1).reshape(rows.shape)
+    assert not shifted.flags.writeable
+    assert not shifted.flags.aligned
+    assert_same(encode_with_kernels(codec, shifted, "ip"), expected, codec)
+    assert kernels.prepare_rows.signatures == compiled
+
+
 @pytest.mark.parametrize("dtype", ["f2", "f8"])
 def test_other_dtypes_are_cast_before_all_else(dtype: str, gaussian_rows: Any) -> None:
     codec, rows = Codec(33), gaussian_rows(9, 33).astype(dtype)

@@ -59,7 +59,9 @@ def encode_rows(
 
     def encode_block(_: int, block: slice) -> None:
         encoded = EncodedRows.allocate(codec, metric, block.stop - block.start)
-        _encode_block(codec, metric, rows[block], lengths[block], norms[block], encoded)
+        # Kernels are compiled for arrays that are aligned and can be written.
+        given = np.require(rows[block], requirements=["C", "A", "W"])
+        _encode_block(codec, metric, given, lengths[block], norms[block], encoded)
         out.write(at + block.start, encoded)
 
     run_parallel(_blocks(n, codec.dim, codec.rotate, codec.sketch_projection), threads, encode_block)
