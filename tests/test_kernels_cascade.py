@@ -257,8 +257,7 @@ def lost_queries(dim: int, config: dict[str, Any], cosine: float, k: int, eps: f
         index = tq.Index(dim, metric="ip", seed=seed, **config)
         index.add(rows)
         plan, segments = ScanPlan(index.codec), index._rows.all_segments()
-        prepared = index.codec.encode_queries(queries, "ip")
-        found, exact = (search_segments(plan, segments, prepared, k, 1, whole, eps) for whole in (False, True))
+        found, exact = (search_segments(plan, segments, queries, k, 1, whole, eps) for whole in (False, True))
         lost += int((found.scores != exact.scores).any(axis=1).sum())
         total += len(queries)
     return lost, total

@@ -12,6 +12,7 @@ from tqindex.codec.packing import BLOCK
 from tqindex.kernels.compile import called_kernel, inner_kernel, kernel
 from tqindex.kernels.layout import load_lead, padded_width
 from tqindex.kernels.product import multiply_row, split_planes
+from tqindex.kernels.queries import BIAS, SHIFT, SKETCH_SHIFT, SKETCH_STEP, STAGES, STEP
 from tqindex.kernels.scan import NO_ID, is_better, push
 from tqindex.kernels.simd_count import STREAMS, count_blocks, make_reach_blocks, prefetch
 
@@ -39,43 +40,61 @@ _WEIGHTS = 4
 
 
 @kernel
-def scan_rows_single(
-    rows: Any,
-    first_id: int,
-    start: int,
-    stop: int,
-    tables: Any,
-    query: Any,
-    stages: Any,
-    best_scores: Any,
-    best_ids: Any,
+def scan_rows_few(
+    rows: Any, first_id: int, start: int, stop: int, tables: Any, queries: Any, best_scores: Any, best_ids: Any
 ) -> int:
-    """Score rows start..stop, start a multiple of 8, and update the best k; returns how many were scored in full.
+    """Score rows start..stop, start a multiple of 8, against few queries, one by one, and update the best k of each.
+
+    Returns how many were scored in full.
 
     rows : as `tqindex.kernels.scan.scan_rows`
-    tables : (bits, table, sketch_table)
-    query : (levels, sketch_levels, multiplier, shift, sketch_shift, step, sketch_step, bias), levels i8 (depth,)
-    stages : (slices, weights), as `count_blocks` and `make_reach_blocks` take them; no weights: no stages
-    best_scores, best_ids : (1, k), heaps as `push` keeps them
+    tables : (bits, table, sketch_table, multiplier)
+    queries : (levels, sketch_levels, slices, weights, reals, integers), one row per query, as
+        `tqindex.kernels.queries.encode_few` writes them
+    best_scores, best_ids : (nq, k), heaps as `push` keeps them
     """
     lead, rest = rows[:2]
+    levels, sketch_levels, slices, weights, reals, integers = queries
     k, width = best_scores.shape[1], lead.shape[2] // BLOCK
     # Flat arrays, since every reshape within a loop would cost a call.
     flat = lead.reshape(lead.size), rest.reshape(rest.size), rows[2], rows[3], rows[4], rows[5]
     shape = lead.shape[0], lead.shape[1], lead.shape[2], rest.shape[1]
     kept, wanted = np.empty((3, _BATCH), np.int64), np.empty(_BATCH * BLOCK, np.int64)
     counts, second_counts = np.zeros(_BATCH * BLOCK, np.int32), np.zeros(BLOCK * STREAMS, np.int32)
-    planes, levels = np.zeros(lead.shape[0] * padded_width(width), np.uint8), np.zeros(query[0].shape[0], np.uint8)
-    scratch = kept, wanted, counts, second_counts, planes, levels
-    # A sample of many rows first, for a threshold to begin with; its rows come again.
-    sample = np.full((1, k), -np.inf, np.float32), np.full((1, k), NO_ID, np.int64)
-    begins = stages[1].size > 0 and best_scores[0, 0] == -np.inf
+    planes, work = np.zeros(lead.shape[0] * padded_width(width), np.uint8), np.zeros(levels.shape[1], np.uint8)
+    scratch = kept, wanted, counts, second_counts, planes, work
+    sample = np.empty((1, k), np.float32), np.empty((1, k), np.int64)
+    scored = 0
+    for q in range(levels.shape[0]):
+        sample[0][:], sample[1][:] = -np.inf, NO_ID
+        query = levels[q], sketch_levels[q], reals[q], integers[q]
+        stages, best = (slices[q], weights[q]), (best_scores[q : q + 1], best_ids[q : q + 1])
+        scored += _scan_query(flat, shape, first_id, start, stop, tables, query, stages, best, sample, scratch)
+    return scored
+
+
+@inner_kernel
+def _scan_query(
+    rows: Any,
+    shape: Any,
+    first_id: int,
+    start: int,
+    stop: int,
+    tables: Any,
+    query: Any,
+    stages: Any,
+    best: Any,
+    sample: Any,
+    scratch: Any,
+) -> int:
+    """Scan for one query; without a threshold to begin with a sample of blocks comes first, and then again."""
+    begins = query[3][STAGES] > 0 and best[0][0, 0] == -np.inf
     step = _SAMPLE if begins and stop - start >= _SAMPLE * _BATCH else 1
     scored = 0
     while True:
-        best = sample if step > 1 else (best_scores, best_ids)
+        target = sample if step > 1 else best
         floor = sample[0][0, 0]
-        scored += _scan_blocks(flat, shape, first_id, start, stop, step, tables, query, stages, floor, best, scratch)
+        scored += _scan_blocks(rows, shape, first_id, start, stop, step, tables, query, stages, floor, target, scratch)
         if step == 1:
             return scored
         step = 1
@@ -96,7 +115,7 @@ def _scan_blocks(
     best: Any,
     scratch: Any,
 ) -> int:
-    """As `scan_rows_single` for every `step`-th block; rows that score less than `floor` are of no interest.
+    """As `_scan_query` for every `step`-th block; rows that score less than `floor` are of no interest.
 
     rows: flat arrays; shape: (leading planes, blocks, bytes of a block, bytes of a row of `rest`).
 
@@ -105,7 +124,7 @@ def _scan_blocks(
     first_block = start // BLOCK
     count = ((stop + BLOCK - 1) // BLOCK - first_block + step - 1) // step
     half = (count + 1) // STREAMS
-    n_stages = stages[1].shape[0] // _WEIGHTS
+    bias, n_stages = query[2][BIAS], query[3][STAGES]
     k = best[0].shape[1]
     scored, last, batch, batches, together = 0, 0, _FIRST_BATCH, 0, False
     while last < half:
@@ -114,7 +133,7 @@ def _scan_blocks(
         batches += 1
         if batches % _TRY_APART == 0:
             together = False
-        threshold = _lowered(max(floor, best[0][0, 0]), query[7])
+        threshold = _lowered(max(floor, best[0][0, 0]), bias)
         found = 0
         for j in range(first, last):
             a, b = first_block + step * j, first_block + step * min(half + j, count - 1)
@@ -242,8 +261,10 @@ def _score_rows(
 ) -> None:
     """Score the listed rows in full and keep the best."""
     lead, rest, scales, sketch_scales, offsets, ids = rows
-    bits, table, sketch_table = tables
-    query_levels, sketch_levels, multiplier, shift, sketch_shift, step, sketch_step, bias = query
+    bits, table, sketch_table, multiplier = tables
+    query_levels, sketch_levels, reals, integers = query
+    step, sketch_step, bias = reals[STEP], reals[SKETCH_STEP], reals[BIAS]
+    shift, sketch_shift = integers[SHIFT], integers[SKETCH_SHIFT]
     best_scores, best_ids = best
     _, wanted, _, _, planes, levels = scratch
     n_planes, blocks, block_bytes, rest_bytes = shape
