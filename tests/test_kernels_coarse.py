@@ -22,8 +22,9 @@ _reach_plain, _reach_offsets = _reach[False], _reach[True]
 
 # Intrinsics can be called from compiled code alone.
 @numba.njit(error_model="numpy")
-def count(plane: Any, first: int, second: int, width: int, slices: Any, counts: Any, at: int) -> None:
-    _count_blocks(plane, first, second, width, slices, counts, at)
+def count(plane: Any, runs: Any, pairs: int, width: int, slices: Any, counts: Any, at: int) -> None:
+    first, second, step = runs
+    _count_blocks(plane, first, second, step, pairs, width, slices, counts, at)
 
 
 @numba.njit(error_model="numpy")
@@ -57,12 +58,14 @@ def test_count_blocks_sums_the_query_over_set_bits(width: int) -> None:
     queries = [np.full(8 * width, value) for value in (7, -8)] + [rng.integers(-8, 8, 8 * width - 3) for _ in range(3)]
     for coarse in queries:
         expected = np.unpackbits(plane, axis=1, bitorder="little")[:, : len(coarse)].astype(np.int64) @ coarse
-        for first, second in ((0, 4), (3, 1), (2, 2)):
-            counts = np.full(40, 99, np.int32)
-            count(blocks.ravel(), first * 8 * width, second * 8 * width, width, slice_query(coarse), counts, 11)
+        for first, second, step, pairs in ((0, 4, 0, 1), (3, 1, 1, 1), (2, 2, 1, 3), (0, 1, 2, 2), (0, 0, 1, 0)):
+            counts = np.full(80, 99, np.int32)
+            runs = tuple(8 * width * place for place in (first, second, step))
+            count(blocks.ravel(), runs, pairs, width, slice_query(coarse), counts, 11)
             by_block = expected.reshape(5, BLOCK)
-            np.testing.assert_array_equal(counts[11:27], [*by_block[first], *by_block[second]])
-            assert (np.delete(counts, range(11, 27)) == 99).all()
+            wanted = [by_block[start + j * step] for j in range(pairs) for start in (first, second)]
+            np.testing.assert_array_equal(counts[11 : 11 + 16 * pairs], np.ravel(wanted))
+            assert (np.delete(counts, range(11, 11 + 16 * pairs)) == 99).all()
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -60,7 +60,7 @@ def scan_rows_few(
     flat = lead.reshape(lead.size), rest.reshape(rest.size), rows[2], rows[3], rows[4], rows[5]
     shape = lead.shape[0], lead.shape[1], lead.shape[2], rest.shape[1]
     kept, wanted = np.empty((3, _BATCH), np.int64), np.empty(_BATCH * BLOCK, np.int64)
-    counts, second_counts = np.zeros(_BATCH * BLOCK, np.int32), np.zeros(BLOCK * STREAMS, np.int32)
+    counts, second_counts = np.zeros(_BATCH * BLOCK, np.int32), np.zeros(_BATCH * BLOCK, np.int32)
     planes, work = np.zeros(lead.shape[0] * padded_width(width), np.uint8), np.zeros(levels.shape[1], np.uint8)
     scratch = kept, wanted, counts, second_counts, planes, work
     sample = np.empty((1, k), np.float32), np.empty((1, k), np.int64)
@@ -134,19 +134,14 @@ def _scan_blocks(
         if batches % _TRY_APART == 0:
             together = False
         threshold = _lowered(max(floor, best[0][0, 0]), bias)
-        found = 0
-        for j in range(first, last):
-            a, b = first_block + step * j, first_block + step * min(half + j, count - 1)
-            at = BLOCK * STREAMS * (j - first)
-            if n_stages == 0:
-                mask = _ALL
-            elif together:
-                mask = _count_both(rows, shape, a, b, at, stages, threshold, scratch)
-            else:
-                mask = _count_first(rows, shape, a, b, at, stages, threshold, scratch)
-            found = _keep(a, mask & _BLOCK_ROWS, at, found, scratch)
-            if half + j < count:
-                found = _keep(b, mask >> BLOCK, at + BLOCK, found, scratch)
+        a, b = first_block + step * first, first_block + step * (half + first)
+        both = min(last, count - half) - first  # the second run may be one block shorter
+        if n_stages > 0:
+            _count_pairs(rows[0], shape, 0, a, b, step, last - first, both, stages[0], scratch[2])
+        if together:
+            _count_pairs(rows[0], shape, 1, a, b, step, last - first, both, stages[0], scratch[3])
+        stage = min(n_stages, 1 + together) - 1
+        found = _keep_reached(rows, shape, a, b, step, last - first, both, stage, stages[1], threshold, scratch)
         if n_stages > 1 and not together:
             together = found > _MOST_KEPT * STREAMS * (last - first)
             _count_second(rows, shape, found, stages, threshold, scratch)
@@ -154,58 +149,80 @@ def _scan_blocks(
         _score_rows(rows, shape, first_id, n_wanted, tables, query, best, scratch)
         scored += n_wanted
         if last >= _BATCH and scored - k > _MOST_SCORED * BLOCK * STREAMS * last:
-            n_stages = 0
+            n_stages, together = 0, False
     return scored
 
 
+@called_kernel
+def _count_pairs(
+    lead: Any, shape: Any, plane: int, a: int, b: int, step: int, pairs: int, both: int, slices: Any, counts: Any
+) -> None:
+    """Count blocks a, a + step, ... and b, b + step, ... of a plane; of the second run only the first `both`."""
+    blocks, block_bytes = shape[1], shape[2]
+    width, at_a, at_b = block_bytes // BLOCK, (plane * blocks + a) * block_bytes, (plane * blocks + b) * block_bytes
+    _count_blocks(lead, at_a, at_b, step * block_bytes, both, width, slices, counts, 0)
+    if both < pairs:
+        at_a += both * step * block_bytes
+        _count_blocks(lead, at_a, at_a, 0, 1, width, slices, counts, BLOCK * STREAMS * both)
+
+
 @inner_kernel
-def _keep(block: int, mask: Any, at: int, found: int, scratch: Any) -> int:
+def _keep_reached(
+    rows: Any,
+    shape: Any,
+    a: int,
+    b: int,
+    step: int,
+    pairs: int,
+    both: int,
+    stage: int,
+    weights: Any,
+    threshold: Any,
+    scratch: Any,
+) -> int:
+    """Note the counted blocks with rows that reach the threshold by a stage, all before the first stage.
+
+    Returns how many.
+    """
+    counts, second_counts = scratch[2], scratch[3]
+    found = 0
+    for j in range(pairs):
+        at = BLOCK * STREAMS * j
+        other = b if j < both else a
+        mask = _ALL
+        if stage >= 0:
+            mask = _reach(counts, at, at + BLOCK, second_counts, at, rows, a, other, weights, stage, threshold)
+        if mask != 0:
+            found = _keep(rows[0], shape, a, mask & _BLOCK_ROWS, at, found, stage, scratch)
+            if j < both:
+                found = _keep(rows[0], shape, b, mask >> BLOCK, at + BLOCK, found, stage, scratch)
+        a += step
+        b += step
+    return found
+
+
+@inner_kernel
+def _keep(lead: Any, shape: Any, block: int, mask: Any, at: int, found: int, stage: int, scratch: Any) -> int:
     """Note a block whose rows `mask` are left and whose counts stand from `at` on; returns the number noted."""
     kept = scratch[0]
     if mask == 0:
         return found
+    if stage == 0 and shape[0] > 1:
+        _prefetch(lead, (shape[1] + block) * shape[2], shape[2])
     kept[_BLOCKS, found], kept[_COUNTS_AT, found], kept[_MASKS, found] = block, at, mask
     return found + 1
-
-
-@inner_kernel
-def _count_first(rows: Any, shape: Any, a: int, b: int, at: int, stages: Any, threshold: Any, scratch: Any) -> Any:
-    """Return which rows of blocks a and b reach the threshold by the first plane, as bits; counts stay at `at`."""
-    lead, counts, second_counts, block_bytes = rows[0], scratch[2], scratch[3], shape[2]
-    _count_blocks(lead, a * block_bytes, b * block_bytes, block_bytes // BLOCK, stages[0], counts, at)
-    mask = _reach(counts, at, at + BLOCK, second_counts, rows, a, b, stages[1], 0, threshold)
-    if shape[0] > 1:
-        if mask & _BLOCK_ROWS != 0:
-            _prefetch(lead, (shape[1] + a) * block_bytes, block_bytes)
-        if mask >> BLOCK != 0:
-            _prefetch(lead, (shape[1] + b) * block_bytes, block_bytes)
-    return mask
-
-
-@inner_kernel
-def _count_both(rows: Any, shape: Any, a: int, b: int, at: int, stages: Any, threshold: Any, scratch: Any) -> Any:
-    """The same by both leading planes."""
-    lead, counts, second_counts = rows[0], scratch[2], scratch[3]
-    blocks, block_bytes = shape[1], shape[2]
-    width = block_bytes // BLOCK
-    _count_blocks(lead, a * block_bytes, b * block_bytes, width, stages[0], counts, at)
-    _count_blocks(lead, (blocks + a) * block_bytes, (blocks + b) * block_bytes, width, stages[0], second_counts, 0)
-    return _reach(counts, at, at + BLOCK, second_counts, rows, a, b, stages[1], 1, threshold)
 
 
 @inner_kernel
 def _count_second(rows: Any, shape: Any, found: int, stages: Any, threshold: Any, scratch: Any) -> None:
     """Strike the rows of noted blocks that do not reach the threshold by both leading planes."""
     lead, kept, counts, second_counts = rows[0], scratch[0], scratch[2], scratch[3]
-    blocks, block_bytes = shape[1], shape[2]
     for i in range(0, found, STREAMS):
         other = min(i + 1, found - 1)
         a, b = kept[_BLOCKS, i], kept[_BLOCKS, other]
-        at_a, at_b = (blocks + a) * block_bytes, (blocks + b) * block_bytes
-        _count_blocks(lead, at_a, at_b, block_bytes // BLOCK, stages[0], second_counts, 0)
-        mask = _reach(
-            counts, kept[_COUNTS_AT, i], kept[_COUNTS_AT, other], second_counts, rows, a, b, stages[1], 1, threshold
-        )
+        _count_pairs(lead, shape, 1, a, b, 0, 1, 1, stages[0], second_counts)
+        at_a, at_b = kept[_COUNTS_AT, i], kept[_COUNTS_AT, other]
+        mask = _reach(counts, at_a, at_b, second_counts, 0, rows, a, b, stages[1], 1, threshold)
         kept[_MASKS, i] &= mask & _BLOCK_ROWS
         if other != i:
             kept[_MASKS, other] &= mask >> BLOCK
@@ -232,6 +249,7 @@ def _reach(
     at_a: int,
     at_b: int,
     second: Any,
+    second_at: int,
     rows: Any,
     a: int,
     b: int,
@@ -245,8 +263,12 @@ def _reach(
     at = _WEIGHTS * stage
     w0, w1, w2, w3 = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
     if offsets.shape[0] > 0:
-        return _reach_with_offsets(first, at_a, at_b, second, 0, scales, offsets, row, other, w0, w1, w2, w3, threshold)
-    return _reach_without_offsets(first, at_a, at_b, second, 0, scales, offsets, row, other, w0, w1, w2, w3, threshold)
+        return _reach_with_offsets(
+            first, at_a, at_b, second, second_at, scales, offsets, row, other, w0, w1, w2, w3, threshold
+        )
+    return _reach_without_offsets(
+        first, at_a, at_b, second, second_at, scales, offsets, row, other, w0, w1, w2, w3, threshold
+    )
 
 
 @inner_kernel
