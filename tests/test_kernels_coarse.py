@@ -10,7 +10,7 @@ from tqindex.codec import Codec
 from tqindex.codec.packing import BLOCK, interleave_rows
 from tqindex.codec.refinement import refinement
 from tqindex.index.plan import ScanPlan
-from tqindex.kernels.coarse import coarsen_query
+from tqindex.kernels.coarse import BOUND, ESTIMATE, FIRST, OFFSET, SECOND, WEIGHTS, coarsen_query
 from tqindex.kernels.simd_count import SLICES, count_blocks, gather_row, make_reach_blocks
 
 WIDTHS = [*range(1, 41), 192]
@@ -119,9 +119,9 @@ def coarsen(plan: ScanPlan, levels: Any, scale: float, deviations: float) -> tup
     depth = -(-len(levels) // 64) * 64
     padded, slices = np.zeros(depth, np.int8), np.zeros(depth // 64 * SLICES, np.uint64)
     padded[: len(levels)] = levels
-    weights = np.zeros(4 * len(plan.stages), np.float32)
+    weights = np.zeros(WEIGHTS * len(plan.stages), np.float32)
     coarsen_query(padded, len(levels), scale, deviations, deviations + 1, plan.stages, slices, weights)
-    return slices, weights.reshape(-1, 4)
+    return slices, weights.reshape(-1, WEIGHTS)
 
 
 def coarse_of(slices: Any, dim: int) -> Any:
@@ -167,8 +167,10 @@ def test_bounds_are_partial_scores_and_margins(dim: int, kind: Any, bits: int, s
             variance = known.sigma**2 * (exact @ exact) + known.kappa**2 * known.power * (rest @ rest)
             sketch = (deviations + 1) * known.sketch * np.sqrt(exact @ exact)
             margin = (deviations * np.sqrt(variance) + sketch) * unit_scale * np.sqrt(dim / (dim - 1))
-            bound = w[0] * (first_bits @ coarse) + w[1] * (second_bits @ coarse) + w[2]
+            estimate = w[FIRST] * (first_bits @ coarse) + w[SECOND] * (second_bits @ coarse) + w[ESTIMATE]
+            bound = estimate - w[ESTIMATE] + w[BOUND]
             slack = 2.0**-20 * np.sqrt(dim * (exact @ exact)) * unit_scale  # for the rounding of float32 scores
             size = known.kappa * unit_scale * np.abs(stand_in).sum() + margin + slack
             np.testing.assert_allclose(bound, partial + margin + slack, rtol=0, atol=1e-6 * size)
-            assert w[3] == np.float32(2.0**-20)
+            np.testing.assert_allclose(estimate, partial, rtol=0, atol=1e-6 * size)
+            assert w[OFFSET] == np.float32(2.0**-20)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tqindex.codec.packing import BLOCK
+from tqindex.kernels.coarse import BOUND, ESTIMATE, FIRST, OFFSET, SECOND, WEIGHTS
 from tqindex.kernels.compile import called_kernel, inner_kernel, kernel
 from tqindex.kernels.layout import load_lead, padded_width
 from tqindex.kernels.product import multiply_row, split_planes
@@ -20,8 +21,9 @@ from tqindex.kernels.simd_count import STREAMS, count_blocks, make_reach_blocks,
 _count_blocks: Any = count_blocks
 _reach_without_offsets, _reach_with_offsets = make_reach_blocks(False), make_reach_blocks(True)
 _prefetch: Any = prefetch
-#: One block in so many is scanned first, for a threshold to begin with.
-_SAMPLE = 64
+#: One block in so many is scanned first, for a threshold to begin with, if this is at least so many rows for each of
+#: the k best. Rows that partial scores alone make likely ones are enough for that.
+_SAMPLE, _SAMPLE_ROWS = 8, 32
 #: Above this share of rows scored in full, planes are no longer read first: a row that is picked costs about twice what
 #: one costs in a full scan (60 against 35 ns at d = 100).
 _MOST_SCORED = 0.5
@@ -35,8 +37,6 @@ _ALL, _BLOCK_ROWS = np.uint32(2 ** (BLOCK * STREAMS) - 1), np.uint32(2**BLOCK - 
 _MOST_KEPT, _TRY_APART = 0.5, 16
 #: What is kept of a block between the stages: its number, where its counts stand, and its rows as bits.
 _BLOCKS, _COUNTS_AT, _MASKS = range(3)
-#: Weights of a stage's bound.
-_WEIGHTS = 4
 
 
 @kernel
@@ -87,9 +87,9 @@ def _scan_query(
     sample: Any,
     scratch: Any,
 ) -> int:
-    """Scan for one query; without a threshold to begin with a sample of blocks comes first, and then again."""
+    """Scan for one query; without a threshold to begin with, a sample of blocks comes first, and then again."""
     begins = query[3][STAGES] > 0 and best[0][0, 0] == -np.inf
-    step = _SAMPLE if begins and stop - start >= _SAMPLE * _BATCH else 1
+    step = _SAMPLE if begins and stop - start >= _SAMPLE * max(BLOCK * _BATCH, _SAMPLE_ROWS * best[0].shape[1]) else 1
     scored = 0
     while True:
         target = sample if step > 1 else best
@@ -125,6 +125,7 @@ def _scan_blocks(
     count = ((stop + BLOCK - 1) // BLOCK - first_block + step - 1) // step
     half = (count + 1) // STREAMS
     bias, n_stages = query[2][BIAS], query[3][STAGES]
+    part = BOUND if step == 1 else ESTIMATE
     k = best[0].shape[1]
     scored, last, batch, batches, together = 0, 0, _FIRST_BATCH, 0, False
     while last < half:
@@ -141,10 +142,10 @@ def _scan_blocks(
         if together:
             _count_pairs(rows[0], shape, 1, a, b, step, last - first, both, stages[0], scratch[3])
         stage = min(n_stages, 1 + together) - 1
-        found = _keep_reached(rows, shape, a, b, step, last - first, both, stage, stages[1], threshold, scratch)
+        found = _keep_reached(rows, shape, a, b, step, last - first, both, stage, part, stages[1], threshold, scratch)
         if n_stages > 1 and not together:
             together = found > _MOST_KEPT * STREAMS * (last - first)
-            _count_second(rows, shape, found, stages, threshold, scratch)
+            _count_second(rows, shape, found, part, stages, threshold, scratch)
         n_wanted = _list_rows(rows, shape, found, stop, scratch)
         _score_rows(rows, shape, first_id, n_wanted, tables, query, best, scratch)
         scored += n_wanted
@@ -176,6 +177,7 @@ def _keep_reached(
     pairs: int,
     both: int,
     stage: int,
+    part: int,
     weights: Any,
     threshold: Any,
     scratch: Any,
@@ -191,7 +193,7 @@ def _keep_reached(
         other = b if j < both else a
         mask = _ALL
         if stage >= 0:
-            mask = _reach(counts, at, at + BLOCK, second_counts, at, rows, a, other, weights, stage, threshold)
+            mask = _reach(counts, at, at + BLOCK, second_counts, at, rows, a, other, weights, stage, part, threshold)
         if mask != 0:
             found = _keep(rows[0], shape, a, mask & _BLOCK_ROWS, at, found, stage, scratch)
             if j < both:
@@ -214,7 +216,7 @@ def _keep(lead: Any, shape: Any, block: int, mask: Any, at: int, found: int, sta
 
 
 @inner_kernel
-def _count_second(rows: Any, shape: Any, found: int, stages: Any, threshold: Any, scratch: Any) -> None:
+def _count_second(rows: Any, shape: Any, found: int, part: int, stages: Any, threshold: Any, scratch: Any) -> None:
     """Strike the rows of noted blocks that do not reach the threshold by both leading planes."""
     lead, kept, counts, second_counts = rows[0], scratch[0], scratch[2], scratch[3]
     for i in range(0, found, STREAMS):
@@ -222,7 +224,7 @@ def _count_second(rows: Any, shape: Any, found: int, stages: Any, threshold: Any
         a, b = kept[_BLOCKS, i], kept[_BLOCKS, other]
         _count_pairs(lead, shape, 1, a, b, 0, 1, 1, stages[0], second_counts)
         at_a, at_b = kept[_COUNTS_AT, i], kept[_COUNTS_AT, other]
-        mask = _reach(counts, at_a, at_b, second_counts, 0, rows, a, b, stages[1], 1, threshold)
+        mask = _reach(counts, at_a, at_b, second_counts, 0, rows, a, b, stages[1], 1, part, threshold)
         kept[_MASKS, i] &= mask & _BLOCK_ROWS
         if other != i:
             kept[_MASKS, other] &= mask >> BLOCK
@@ -234,12 +236,14 @@ def _list_rows(rows: Any, shape: Any, found: int, stop: int, scratch: Any) -> in
     kept, wanted, rest_bytes = scratch[0], scratch[1], shape[3]
     n_wanted = 0
     for i in range(found):
-        for lane in range(BLOCK):
-            row = BLOCK * kept[_BLOCKS, i] + lane
-            if (kept[_MASKS, i] >> lane) & 1 and row < stop:
-                wanted[n_wanted] = row
-                n_wanted += 1
-                _prefetch(rows[1], row * rest_bytes, rest_bytes)
+        first, mask = BLOCK * kept[_BLOCKS, i], kept[_MASKS, i]
+        if first + BLOCK > stop:
+            mask &= (1 << (stop - first)) - 1
+        for lane in range(BLOCK):  # without a branch: which rows are left cannot be foreseen
+            wanted[n_wanted] = first + lane
+            n_wanted += (mask >> lane) & 1
+    for i in range(n_wanted):
+        _prefetch(rows[1], wanted[i] * rest_bytes, rest_bytes)
     return n_wanted
 
 
@@ -255,13 +259,17 @@ def _reach(
     b: int,
     weights: Any,
     stage: int,
+    part: int,
     threshold: Any,
 ) -> Any:
-    """The rows of blocks a and b whose bound reaches the threshold, as bits; first, second: counts of the planes."""
+    """The rows of blocks a and b whose bound, or partial score, reaches the threshold, as bits.
+
+    first, second: counts of the planes; part: BOUND or ESTIMATE.
+    """
     scales, offsets = rows[2], rows[4]
     row, other = BLOCK * a, BLOCK * b
-    at = _WEIGHTS * stage
-    w0, w1, w2, w3 = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
+    at = WEIGHTS * stage
+    w0, w1, w2, w3 = weights[at + FIRST], weights[at + SECOND], weights[at + part], weights[at + OFFSET]
     if offsets.shape[0] > 0:
         return _reach_with_offsets(
             first, at_a, at_b, second, second_at, scales, offsets, row, other, w0, w1, w2, w3, threshold
