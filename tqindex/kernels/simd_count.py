@@ -53,6 +53,10 @@ def count_blocks(
         runs = [address(context, builder, t_plane, v_plane, start, BYTE) for start in (v_first, v_second)]
         slices = address(context, builder, t_slices, v_slices, LONG(0), LONG)
         counts = address(context, builder, t_counts, v_counts, v_at, INT)
+        # Ahead is where the run goes: its blocks need not be neighbours.
+        one_step = builder.select(builder.icmp_signed("==", v_step, LONG(0)), LONG(1), v_step)
+        steps = builder.udiv(builder.add(one_step, LONG(_AHEAD - 1)), one_step)
+        ahead = builder.mul(steps, one_step)
         whole, tail = builder.lshr(v_width, LONG(3)), builder.and_(v_width, LONG(7))
 
         def each_pair(sum_pair: Callable[[list[Any]], list[Any]]) -> None:
@@ -65,7 +69,7 @@ def count_blocks(
                     builder.store(builder.trunc(_join_slices(builder, total), _COUNTS), pointer).align = 4
 
         def sum_any(blocks: list[Any]) -> list[Any]:
-            return _sum_pair(builder, blocks, slices, whole, tail)
+            return _sum_pair(builder, blocks, slices, whole, tail, ahead)
 
         # Rows of one word and a tail: without a loop for each block, and without asking for each how long the tail is.
         with builder.if_else(builder.icmp_unsigned("==", whole, LONG(1))) as (short, long):
@@ -73,7 +77,7 @@ def count_blocks(
                 for size in range(_WORD_BYTES):
                     with builder.if_then(builder.icmp_unsigned("==", tail, LONG(size))):
                         queries = [_query(builder, slices, LONG(i)) for i in range(1 + (size > 0))]
-                        each_pair(partial(_sum_short_pair, builder, queries, size))
+                        each_pair(partial(_sum_short_pair, builder, queries, size, ahead))
             with long:
                 each_pair(sum_any)
         return context.get_dummy_value()
@@ -103,10 +107,10 @@ def _join_slices(builder: Any, totals: list[Any]) -> Any:
     return value
 
 
-def _load_word(builder: Any, block: Any, i: Any) -> Any:
-    """Return word i of a block's rows; asks for one that comes later."""
+def _load_word(builder: Any, block: Any, i: Any, ahead: Any) -> Any:
+    """Return word i of a block's rows; asks for the one that is `ahead` bytes behind it."""
     pointer = builder.gep(block, [builder.mul(i, LONG(_LANES * _WORD_BYTES))])
-    call(builder, "llvm.prefetch.p0", VOID, [builder.gep(pointer, [LONG(_AHEAD)]), INT(0), INT(3), INT(1)])
+    call(builder, "llvm.prefetch.p0", VOID, [builder.gep(pointer, [ahead]), INT(0), INT(3), INT(1)])
     return load(builder, builder.bitcast(pointer, _WORDS.as_pointer()))
 
 
@@ -116,11 +120,11 @@ def _load_piece(builder: Any, block: Any, at: Any, size: int, shift: Any) -> Any
     return builder.shl(builder.zext(load(builder, pointer), _WORDS), splat(builder, shift, _WORDS))
 
 
-def _sum_short_pair(builder: Any, queries: list[list[Any]], size: int, blocks: list[Any]) -> list[Any]:
+def _sum_short_pair(builder: Any, queries: list[list[Any]], size: int, ahead: Any, blocks: list[Any]) -> list[Any]:
     """Return the totals of two blocks whose rows are one word and `size` bytes."""
     totals = []
     for block in blocks:
-        total = _count(builder, _load_word(builder, block, LONG(0)), queries[0])
+        total = _count(builder, _load_word(builder, block, LONG(0), ahead), queries[0])
         if size:
             tail, done = ir.Constant(_WORDS, None), 0
             for part in _PIECES:
@@ -133,7 +137,7 @@ def _sum_short_pair(builder: Any, queries: list[list[Any]], size: int, blocks: l
     return totals
 
 
-def _sum_pair(builder: Any, blocks: list[Any], slices: Any, whole: Any, tail: Any) -> list[Any]:
+def _sum_pair(builder: Any, blocks: list[Any], slices: Any, whole: Any, tail: Any, ahead: Any) -> list[Any]:
     """Return the totals of two blocks whose rows are `whole` words and `tail` bytes."""
     totals = [[_variable(builder) for _ in range(SLICES)] for _ in blocks]
 
@@ -144,7 +148,7 @@ def _sum_pair(builder: Any, blocks: list[Any], slices: Any, whole: Any, tail: An
                 builder.store(builder.add(builder.load(variable), found), variable)
 
     with cgutils.for_range_slice(builder, LONG(0), whole, LONG(1), LONG) as (i, _):
-        count([_load_word(builder, block, i) for block in blocks], i)
+        count([_load_word(builder, block, i, ahead) for block in blocks], i)
     with builder.if_then(builder.icmp_signed("!=", tail, LONG(0))):
         words = [_variable(builder) for _ in blocks]
         done = cgutils.alloca_once_value(builder, LONG(0))
