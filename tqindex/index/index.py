@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tqindex.checks import as_array, as_rows, check_choice, check_integer
+from tqindex.checks import as_array, as_rows, check_choice, check_finite, check_integer
 from tqindex.codec import Codec
 from tqindex.codec.codec import METRICS, Kind, Scale, Sketch
 from tqindex.codec.codes import Codes
@@ -18,18 +18,18 @@ from tqindex.codec.packing import repack_planes
 from tqindex.errors import ArgumentError, UnknownIdError, VectorError
 from tqindex.index.ids import IdMap
 from tqindex.index.plan import ScanPlan
-from tqindex.index.search import QUERY_BLOCK, search_segments
+from tqindex.index.search import FEW_QUERIES, QUERY_BLOCK, search_segments
 from tqindex.index.segments import RowSet, Segment
 from tqindex.kernels.compile import cache_folder
 from tqindex.kernels.cpu import simd_level
 from tqindex.kernels.encoder import encode_rows
-from tqindex.kernels.queries import encode_queries
 from tqindex.kernels.scan import NO_ID
 from tqindex.kernels.threads import available_threads, check_threads
 
 if TYPE_CHECKING:
     from tqindex.storage.manifest import Manifest
 
+Float32Array = npt.NDArray[np.float32]
 Metric = Literal["ip", "cosine", "l2"]
 
 MAX_K = 2**20
@@ -198,7 +198,7 @@ class Index:
 
     @cached_property
     def _plan(self) -> ScanPlan:
-        return ScanPlan(self.codec)
+        return ScanPlan(self.codec, self.metric)
 
     def search(self, queries: Any, k: int = 10, threads: int | None = None, exact_scan: bool = False) -> SearchResult:
         """Find the k best vectors for each query by a scan over all codes.
@@ -231,18 +231,27 @@ class Index:
         k = check_integer("k", k, 1, MAX_K)
         workers = check_threads(threads)
         queries = as_array(queries, "queries")
-        rows, segments = as_rows(queries, self.dim, "queries"), self._rows.all_segments()
+        rows, segments = as_rows(queries, self.dim, "queries", finite=False), self._rows.all_segments()
+        if len(rows) <= FEW_QUERIES:  # the kernel that encodes them looks for what is not finite
+            scores, ids, self._scored = search_segments(self._plan, segments, rows, k, workers, exact_scan)
+        else:
+            check_finite(rows, "queries")
+            scores, ids = self._search_blocks(rows, k, workers, exact_scan)
+        if self.metric == "l2":
+            scores *= np.float32(-2.0)
+        return SearchResult(scores[0], ids[0]) if queries.ndim == 1 else SearchResult(scores, ids)
+
+    def _search_blocks(self, rows: Float32Array, k: int, workers: int, exact_scan: bool) -> SearchResult:
+        """Find the k best for each of many queries, finite float32 (nq, dim); under "l2" scores are still scores."""
+        plan, segments = self._plan, self._rows.all_segments()
         scores, ids = np.empty((len(rows), k), np.float32), np.empty((len(rows), k), np.int64)
         # Of many results per query fewer queries go together: sorting theirs cannot be interrupted.
         step = max(1, min(QUERY_BLOCK, _SORTED_RESULTS // k))
         for first in range(0, len(rows), step):
             block = slice(first, first + step)
-            encoded = encode_queries(self.codec, rows[block], self.metric, first)
-            found = search_segments(self._plan, segments, encoded, k, workers, exact_scan)
-            scores[block], ids[block], self._scored = found.scores, found.ids, found.scored
-        if self.metric == "l2":
-            scores *= np.float32(-2.0)
-        return SearchResult(scores[0], ids[0]) if queries.ndim == 1 else SearchResult(scores, ids)
+            found = search_segments(plan, segments, rows[block], k, workers, exact_scan, first_row=first)
+            scores[block], ids[block], self._scored = found
+        return SearchResult(scores, ids)
 
     def reconstruct(self, ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Return the vectors that the codes stand for, float32 (n, dim), or (dim,) for a single id.
