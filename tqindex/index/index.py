@@ -189,7 +189,7 @@ class Index:
             for start in range(0, n, step):
                 block = as_rows(source[start : start + step], self.dim, first_row=start, finite=False)
                 block_ids = None if given is None else given[start : start + step]
-                for part, stored, at in draft.reserve(len(block), block_ids):
+                for part, stored, at in draft.reserve(len(block), block_ids, n - start - len(block)):
                     encode_rows(self.codec, block[part], self.metric, stored, workers, start + part.start, at)
                 if progress is not None:
                     progress(start + len(block))

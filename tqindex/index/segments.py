@@ -98,8 +98,10 @@ class RowSet:
     def __len__(self) -> int:
         return sum(segment.n for segment in self.all_segments())
 
-    def reserve(self, n: int, ids: Int64Array | None) -> Iterator[tuple[slice, StoredRows, int]]:
+    def reserve(self, n: int, ids: Int64Array | None, more: int = 0) -> Iterator[tuple[slice, StoredRows, int]]:
         """Make room for n more rows, with caller ids, int64 (n,), or generated ones.
+
+        `more`: how many further rows are known to come, for which memory is set aside, not yet used.
 
         Yields which of the n rows go where: to the stored rows, from the given one on. They are to be written before
         the next step.
@@ -108,7 +110,8 @@ class RowSet:
         while start < n:
             used = self.tail.n if self.tail is not None else 0
             stop = min(n, start + capacity - used)
-            tail = self._extend_tail(stop - start, None if ids is None else ids[start:stop], capacity)
+            room = min(used + n - start + more, capacity)
+            tail = self._extend_tail(stop - start, None if ids is None else ids[start:stop], room)
             self.next_id = max(self.next_id, (self.next_id + stop - start) if ids is None else int(ids.max()) + 1)
             yield slice(start, stop), tail.rows, used
             start = stop
@@ -121,14 +124,16 @@ class RowSet:
             self.segments.append(self.tail)
             self.tail = None
 
-    def _extend_tail(self, n: int, ids: Int64Array | None, capacity: int) -> Segment:
+    def _extend_tail(self, n: int, ids: Int64Array | None, room: int) -> Segment:
+        """Append n rows to the tail; where it must grow, to at least `room` rows."""
         tail = self.tail
         if tail is None:
             first_id = self.next_id if ids is None else 0
             tail = Segment(StoredRows.allocate(self.codec, self.metric, 0), NO_IDS, first_id, 0)
         total = tail.n + n
         if total > len(tail.rows):
-            tail = self._grow(tail, min(max(2 * len(tail.rows), total, _FIRST_CAPACITY), capacity))
+            capacity = segment_capacity(self.codec, self.metric)
+            tail = self._grow(tail, min(max(2 * len(tail.rows), room, _FIRST_CAPACITY), capacity))
         follows = ids is None and not tail.ids.size and tail.first_id + tail.n == self.next_id
         if not follows:
             tail = self._with_ids(tail)
