@@ -32,7 +32,7 @@ PATCHES = {
     "encoding": f"import tqindex.index.index as m; m.encode_rows = {STALL}",
     "flushing": f"import os; os.fsync = {STALL}",
     "manifest": MANIFEST,
-    "searching": f"import tqindex.index.index as m; m.search_segments = {STALL}",
+    "searching": f"import tqindex.index.index as m; m.search_rows = {STALL}",
     "imports": IMPORTS,
 }
 

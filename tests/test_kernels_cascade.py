@@ -125,6 +125,22 @@ def test_no_order_of_rows_loses_any(order: str, metric: Any) -> None:
         assert_nothing_lost(index, queries, k)
 
 
+@pytest.mark.parametrize("center", [None, 0.05])
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_threshold_from_a_sample_loses_none(metric: Any, center: float | None) -> None:
+    # So many rows that some blocks of them go first, for k up to a thirty-second of these.
+    rows, queries = clustered_rows(12_005, 64, 3)
+    rows[9000:9100] = rows[:100]
+    index = tq.Index(64, 4, metric, center=None if center is None else np.full(64, center))
+    index.add(rows)
+    shares = [assert_nothing_lost(index, queries, k) for k in (1, 10, 46, 47, 200)]
+    assert shares[0] < 0.2
+    ids = np.arange(12_005)[::-1].copy()
+    turned = tq.Index(64, 4, metric, center=None if center is None else np.full(64, center))
+    turned.add(rows, ids)
+    assert_nothing_lost(turned, queries, 10)
+
+
 @pytest.mark.parametrize("nq", [1, 8])
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 15, 16, 17, 511, 513, 1031])
 def test_any_number_of_rows(n: int, nq: int, gaussian_rows: Any) -> None:
@@ -257,8 +273,7 @@ def lost_queries(dim: int, config: dict[str, Any], cosine: float, k: int, eps: f
         index = tq.Index(dim, metric="ip", seed=seed, **config)
         index.add(rows)
         plan, segments = ScanPlan(index.codec), index._rows.all_segments()
-        prepared = index.codec.encode_queries(queries, "ip")
-        found, exact = (search_segments(plan, segments, prepared, k, 1, whole, eps) for whole in (False, True))
+        found, exact = (search_segments(plan, segments, queries, k, 1, whole, eps) for whole in (False, True))
         lost += int((found.scores != exact.scores).any(axis=1).sum())
         total += len(queries)
     return lost, total

@@ -10,7 +10,7 @@ from tqindex.codec import Codec
 from tqindex.codec.packing import BLOCK, interleave_rows
 from tqindex.codec.refinement import refinement
 from tqindex.index.plan import ScanPlan
-from tqindex.kernels.coarse import coarsen_query
+from tqindex.kernels.coarse import BOUND, ESTIMATE, FIRST, OFFSET, SECOND, WEIGHTS, coarsen_query
 from tqindex.kernels.simd_count import SLICES, count_blocks, gather_row, make_reach_blocks
 
 WIDTHS = [*range(1, 41), 192]
@@ -22,8 +22,9 @@ _reach_plain, _reach_offsets = _reach[False], _reach[True]
 
 # Intrinsics can be called from compiled code alone.
 @numba.njit(error_model="numpy")
-def count(plane: Any, first: int, second: int, width: int, slices: Any, counts: Any, at: int) -> None:
-    _count_blocks(plane, first, second, width, slices, counts, at)
+def count(plane: Any, runs: Any, pairs: int, width: int, slices: Any, counts: Any, at: int) -> None:
+    first, second, step = runs
+    _count_blocks(plane, first, second, step, pairs, width, slices, counts, at)
 
 
 @numba.njit(error_model="numpy")
@@ -57,12 +58,14 @@ def test_count_blocks_sums_the_query_over_set_bits(width: int) -> None:
     queries = [np.full(8 * width, value) for value in (7, -8)] + [rng.integers(-8, 8, 8 * width - 3) for _ in range(3)]
     for coarse in queries:
         expected = np.unpackbits(plane, axis=1, bitorder="little")[:, : len(coarse)].astype(np.int64) @ coarse
-        for first, second in ((0, 4), (3, 1), (2, 2)):
-            counts = np.full(40, 99, np.int32)
-            count(blocks.ravel(), first * 8 * width, second * 8 * width, width, slice_query(coarse), counts, 11)
+        for first, second, step, pairs in ((0, 4, 0, 1), (3, 1, 1, 1), (2, 2, 1, 3), (0, 1, 2, 2), (0, 0, 1, 0)):
+            counts = np.full(80, 99, np.int32)
+            runs = tuple(8 * width * place for place in (first, second, step))
+            count(blocks.ravel(), runs, pairs, width, slice_query(coarse), counts, 11)
             by_block = expected.reshape(5, BLOCK)
-            np.testing.assert_array_equal(counts[11:27], [*by_block[first], *by_block[second]])
-            assert (np.delete(counts, range(11, 27)) == 99).all()
+            wanted = [by_block[start + j * step] for j in range(pairs) for start in (first, second)]
+            np.testing.assert_array_equal(counts[11 : 11 + 16 * pairs], np.ravel(wanted))
+            assert (np.delete(counts, range(11, 11 + 16 * pairs)) == 99).all()
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -116,9 +119,9 @@ def coarsen(plan: ScanPlan, levels: Any, scale: float, deviations: float) -> tup
     depth = -(-len(levels) // 64) * 64
     padded, slices = np.zeros(depth, np.int8), np.zeros(depth // 64 * SLICES, np.uint64)
     padded[: len(levels)] = levels
-    weights = np.zeros(4 * len(plan.stages), np.float32)
+    weights = np.zeros(WEIGHTS * len(plan.stages), np.float32)
     coarsen_query(padded, len(levels), scale, deviations, deviations + 1, plan.stages, slices, weights)
-    return slices, weights.reshape(-1, 4)
+    return slices, weights.reshape(-1, WEIGHTS)
 
 
 def coarse_of(slices: Any, dim: int) -> Any:
@@ -164,8 +167,10 @@ def test_bounds_are_partial_scores_and_margins(dim: int, kind: Any, bits: int, s
             variance = known.sigma**2 * (exact @ exact) + known.kappa**2 * known.power * (rest @ rest)
             sketch = (deviations + 1) * known.sketch * np.sqrt(exact @ exact)
             margin = (deviations * np.sqrt(variance) + sketch) * unit_scale * np.sqrt(dim / (dim - 1))
-            bound = w[0] * (first_bits @ coarse) + w[1] * (second_bits @ coarse) + w[2]
+            estimate = w[FIRST] * (first_bits @ coarse) + w[SECOND] * (second_bits @ coarse) + w[ESTIMATE]
+            bound = estimate - w[ESTIMATE] + w[BOUND]
             slack = 2.0**-20 * np.sqrt(dim * (exact @ exact)) * unit_scale  # for the rounding of float32 scores
             size = known.kappa * unit_scale * np.abs(stand_in).sum() + margin + slack
             np.testing.assert_allclose(bound, partial + margin + slack, rtol=0, atol=1e-6 * size)
-            assert w[3] == np.float32(2.0**-20)
+            np.testing.assert_allclose(estimate, partial, rtol=0, atol=1e-6 * size)
+            assert w[OFFSET] == np.float32(2.0**-20)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tqindex.checks import as_rows
 from tqindex.codec import Codec, Codes
+from tqindex.codec.codec import normalise
 from tqindex.codec.packing import LEADING, pad_planes, plane_bytes, repack_planes, unpack_codes
 from tqindex.codec.rotation import gaussian_projection, make_rotation
 from tqindex.codec.sums import dot, tree_sum
@@ -18,6 +19,7 @@ from tqindex.kernels import encoder
 from tqindex.kernels.encoder import BLOCK_ROWS, encode_rows, project
 from tqindex.kernels.product import TILE, _place_row, expand_tile
 from tqindex.kernels.rows import EncodedRows, StoredRows
+from tqindex.kernels.simd_sums import CHUNK
 
 METRICS = ("ip", "cosine", "l2")
 DIMS = [2, 7, 31, 33, 64, 65, 100, 257]
@@ -160,6 +162,18 @@ def test_refusals_name_the_row(row: int, threads: int, gaussian_rows: Any) -> No
             encode_rows(codec, rows, metric, out, threads)
 
 
+def test_read_only_and_unaligned_rows_compile_nothing_new(gaussian_rows: Any) -> None:
+    codec, rows = Codec(33), gaussian_rows(9, 33)
+    expected = codec.encode(rows)
+    assert_same(encode_with_kernels(codec, rows, "ip"), expected, codec)
+    compiled = list(kernels.prepare_rows.signatures)
+    shifted = np.frombuffer(b"-" + rows.tobytes(), np.float32, offset=1).reshape(rows.shape)
+    assert not shifted.flags.writeable
+    assert not shifted.flags.aligned
+    assert_same(encode_with_kernels(codec, shifted, "ip"), expected, codec)
+    assert kernels.prepare_rows.signatures == compiled
+
+
 @pytest.mark.parametrize("dtype", ["f2", "f8"])
 def test_other_dtypes_are_cast_before_all_else(dtype: str, gaussian_rows: Any) -> None:
     codec, rows = Codec(33), gaussian_rows(9, 33).astype(dtype)
@@ -168,13 +182,11 @@ def test_other_dtypes_are_cast_before_all_else(dtype: str, gaussian_rows: Any) -
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("dim", [2, 8, 33, 57, 64, 100, 257])
-def test_expand_tile_undoes_pack_rows(dim: int, bits: int) -> None:
+def test_expand_tile_undoes_pad_planes(dim: int, bits: int) -> None:
     width = plane_bytes(dim)
     codes = np.zeros((11, 8 * width), np.uint8)
     codes[:, :dim] = np.random.default_rng(bits).integers(0, 2**bits, (11, dim))
-    planes = np.zeros((11, bits * width), np.uint8)
-    kernels.pack_rows(codes, bits, planes)
-    np.testing.assert_array_equal(planes, pad_planes(codes[:, :dim], bits))
+    planes = pad_planes(codes[:, :dim], bits)
     stored = StoredRows.allocate(Codec(dim, bits), "ip", 16)
     sides = np.empty(11, np.float32), np.empty(0, np.float32), np.empty(0, np.float32)
     stored.write(3, EncodedRows(planes, *sides))
@@ -205,6 +217,18 @@ def test_sums_take_the_oracles_order(n: int) -> None:
     assert kernels.dot(a, b, np.empty(n)) == float(dot(a, b))
 
 
+@pytest.mark.parametrize("dim", [*range(2, 36), 63, 64, 65, 127, 129, 255, 257, 1000, 1025])
+def test_norms_take_the_oracles_order(dim: int) -> None:
+    rng = np.random.default_rng(dim)
+    rows, center = (rng.standard_normal((2, 3, dim)) * 10.0 ** rng.integers(-9, 9, dim)).astype(np.float32)
+    work, terms, (lengths, norms, along) = np.empty_like(rows), np.empty(dim + CHUNK), np.empty((3, 3))
+    kernels.prepare_rows(rows, center[0], True, work, lengths, norms, along, terms)
+    centred = normalise(rows, "rows") - center[0]
+    np.testing.assert_array_equal(lengths, np.sqrt(dot(rows, rows)))
+    np.testing.assert_array_equal(norms, np.sqrt(dot(centred, centred)))
+    np.testing.assert_array_equal(along, dot(centred, center[0]))
+
+
 # Up to 4 rows are rotated one by one, more of them 16 at a time.
 @pytest.mark.parametrize("n", [1, 4, 5, 15, 16, 17, 40])
 @pytest.mark.parametrize("dim", [2, 3, 7, 31, 33, 64, 65, 100, 255, 256, 257, 300, 512, 1032, 1536])
@@ -230,10 +254,14 @@ def test_coordinates_on_a_boundary_take_the_upper_code(bits: int) -> None:
     book = Codec(64, bits).codebook
     near = [np.nextafter(book.boundaries, np.float32(side)) for side in (-np.inf, np.inf)]
     y = np.concatenate([book.boundaries, *near, np.array([-20, 20, 0, -0.0], np.float32)])[np.newaxis]
-    codes = np.empty((1, 8 * plane_bytes(y.shape[1])), np.uint8)
+    tables = np.array([book.step]).view(np.float32)
+    if bits < 8:
+        tables = encoder._arrange_tables(book.boundaries[np.newaxis], book.levels.astype(np.float32))
+    planes, scales = np.empty((1, bits * plane_bytes(y.shape[1])), np.uint8), np.empty(1, np.float32)
+    levels, terms = np.empty(y.shape[1], np.float32), np.empty(y.shape[1] + CHUNK)
     choices = np.zeros(1, np.int64)
-    kernels.quantise_rows(y, np.ones(1), book.boundaries[np.newaxis], choices, book.step if book.offset else 0.0, codes)
+    kernels.quantise_rows(y, np.ones(1), bits, tables, choices, book.step, True, planes, scales, levels, terms)
     expected = np.searchsorted(book.boundaries, y[0], side="right")
-    np.testing.assert_array_equal(codes[0, : y.shape[1]], expected)
-    assert not codes[0, y.shape[1] :].any()
+    np.testing.assert_array_equal(planes, pad_planes(expected[np.newaxis].astype(np.uint8), bits))
+    np.testing.assert_array_equal(levels, book.levels[expected] + book.offset)
     np.testing.assert_array_equal(expected[: len(book.boundaries)], np.arange(1, 2**bits))

@@ -12,7 +12,7 @@ from tqindex.errors import ArgumentError
 from tqindex.kernels import cpu
 
 HERE = Path(__file__).parent
-FILES = ("test_kernels_scan.py", "test_kernels_encode.py", "test_kernels_coarse.py", "test_kernels_cascade.py")
+FILES = ("scan", "encode", "queries", "coarse", "cascade")
 
 
 @pytest.mark.parametrize("level", [level for level in cpu.available_levels() if level != cpu.simd_level()])
@@ -20,7 +20,11 @@ def test_kernel_tests_pass_at_every_level(level: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("TQINDEX_SIMD", level)
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not nightly", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, *(str(HERE / name) for name in FILES)], capture_output=True, text=True, check=False, cwd=HERE.parent
+        [*command, *(str(HERE / f"test_kernels_{name}.py") for name in FILES)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=HERE.parent,
     )
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout

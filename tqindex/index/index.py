@@ -17,26 +17,22 @@ from tqindex.codec.effort import Effort
 from tqindex.codec.packing import repack_planes
 from tqindex.errors import ArgumentError, UnknownIdError
 from tqindex.index.arguments import MAX_ID, as_ids, as_source, distinct_ids
+from tqindex.index.describe import describe
 from tqindex.index.filters import allowed_segments
 from tqindex.index.ids import IdMap
 from tqindex.index.plan import ScanPlan
-from tqindex.index.search import QUERY_BLOCK, search_segments
+from tqindex.index.search import search_rows
 from tqindex.index.segments import NO_IDS, RowSet, Segment
-from tqindex.kernels.compile import cache_folder
-from tqindex.kernels.cpu import simd_level
 from tqindex.kernels.encoder import encode_rows
-from tqindex.kernels.queries import encode_queries
-from tqindex.kernels.threads import available_threads, check_threads
+from tqindex.kernels.threads import check_threads
 
 if TYPE_CHECKING:
     from tqindex.storage.manifest import Manifest
 
+Float32Array = npt.NDArray[np.float32]
 Metric = Literal["ip", "cosine", "l2"]
 
 MAX_K = 2**20
-#: Of the directories that `save` writes; from 1 on, files are read for ever.
-FORMAT_VERSION = 1
-_SORTED_RESULTS = 2**21
 #: Bytes of input that `add` reads at a time.
 _BLOCK_BYTES = 32 * 2**20
 
@@ -249,7 +245,7 @@ class Index:
             for start in range(0, n, step):
                 block = as_rows(source[start : start + step], self.dim, first_row=start, finite=False)
                 block_ids = None if given is None else given[start : start + step]
-                for part, stored, at in draft.reserve(len(block), block_ids):
+                for part, stored, at in draft.reserve(len(block), block_ids, n - start - len(block)):
                     encode_rows(self.codec, block[part], self.metric, stored, workers, start + part.start, at)
                 if progress is not None:
                     progress(start + len(block))
@@ -270,7 +266,7 @@ class Index:
 
     @cached_property
     def _plan(self) -> ScanPlan:
-        return ScanPlan(self.codec)
+        return ScanPlan(self.codec, self.metric)
 
     def search(
         self,
@@ -313,16 +309,9 @@ class Index:
         k = check_integer("k", k, 1, MAX_K)
         workers = check_threads(threads)
         queries = as_array(queries, "queries")
-        rows, held = as_rows(queries, self.dim, "queries"), self._rows
+        rows, held = as_rows(queries, self.dim, "queries", finite=False), self._rows
         segments = held.all_segments() if filter is None else allowed_segments(filter, held, lambda: self._map(held))
-        scores, ids = np.empty((len(rows), k), np.float32), np.empty((len(rows), k), np.int64)
-        # Of many results per query fewer queries go together: sorting theirs cannot be interrupted.
-        step = max(1, min(QUERY_BLOCK, _SORTED_RESULTS // k))
-        for first in range(0, len(rows), step):
-            block = slice(first, first + step)
-            encoded = encode_queries(self.codec, rows[block], self.metric, first)
-            found = search_segments(self._plan, segments, encoded, k, workers, exact_scan)
-            scores[block], ids[block], self._scored = found.scores, found.ids, found.scored
+        scores, ids, self._scored = search_rows(self._plan, segments, rows, k, workers, exact_scan)
         if self.metric == "l2":
             scores *= np.float32(-2.0)
         return SearchResult(scores[0], ids[0]) if queries.ndim == 1 else SearchResult(scores, ids)
@@ -351,39 +340,7 @@ class Index:
         "scan" says how up to 8 queries are answered, "cascade" or "full"; "rows_scored" is the share of rows that the
         latest search scored in full, 1 for a full scan (slightly more where a cascade turned into one), or None.
         """
-        segments = self._rows.all_segments()
-        n = len(self)
-        code_bytes = sum(segment.n * segment.rows.code_bytes for segment in segments)
-        side_bytes = sum(segment.n * segment.rows.side_bytes for segment in segments)
-        id_bytes = sum(segment.id_bytes for segment in segments)
-        total = code_bytes + side_bytes + id_bytes
-        folder = cache_folder()
-        return {
-            "n": n,
-            "dim": self.dim,
-            "metric": self.metric,
-            "bits": self.bits,
-            "codec": self.codec.kind,
-            "sketch": self.codec.sketch if self.codec.kind == "prod" else None,
-            "scale": self.codec.scale,
-            "centered": self.codec.center is not None,
-            "rotation": self.codec.rotation,
-            "seed": self.codec.seed,
-            "effort": self.codec.effort,
-            "code_bytes": code_bytes,
-            "side_bytes": side_bytes,
-            "id_bytes": id_bytes,
-            "total_bytes": total,
-            "bytes_per_vector": total / n if n else None,
-            "float32_bytes_per_vector": 4 * self.dim,
-            "segments": len(segments),
-            "format_version": FORMAT_VERSION,
-            "scan": self._plan.name,
-            "rows_scored": self._scored,
-            "simd": simd_level(),
-            "threads": available_threads(),
-            "kernel_cache": None if folder is None else str(folder),
-        }
+        return describe(self.codec, self.metric, self._rows, self._plan.name, self._scored)
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write the index to a directory, atomically: after a crash there is the old state or the new one.

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tqindex.checks import check_finite
 from tqindex.codec import Codec
 from tqindex.codec.codes import QueryCodes
 from tqindex.codec.packing import LEADING
 from tqindex.codec.refinement import Refinement, refinement
-from tqindex.kernels.coarse import coarsen_query
+from tqindex.kernels.coarse import WEIGHTS
 from tqindex.kernels.product import LANES, TILE_CONFIGURATION, pack_queries
+from tqindex.kernels.queries import encode_few, encode_queries, matrices
 from tqindex.kernels.simd_count import SLICES
 from tqindex.kernels.simd_score import BIASES, SHIFTS, SKETCH_SHIFTS, SKETCH_STEPS, STEPS
 
@@ -24,35 +26,47 @@ Int8Array = npt.NDArray[np.int8]
 EPS = 1e-6
 #: Below this many dimensions a row's share of the margin varies too much for constants (and rows are small).
 _LEAST_DIM = 64
-#: Below this step of a query float32 loses digits of its products, by which bounds could miss scores.
-_LEAST_STEP = 2.0**-110
+# Its arguments come as tuples, whose lengths mypy cannot follow.
+_encode_few: Any = encode_few
 
 
 class ScanPlan:
-    """The constants of a codec's scans.
+    """The constants of the scans for a codec and a metric.
 
     Attributes
     ----------
     tables : (bits, table, sketch_table) of the kernels
+    depth : int
+        Coordinates padded to whole words of planes.
+    form, exact_form : as `tqindex.kernels.queries.encode_few` takes it, with and without the cascade's stages
     stages : float64 (stages, 7), the cascade's stages as `tqindex.kernels.coarse` names the columns; none where every
         row is scored in full
     """
 
-    def __init__(self, codec: Codec) -> None:
+    def __init__(self, codec: Codec, metric: str = "ip") -> None:
         book = codec.codebook
-        self.codec = codec
+        self.codec, self.metric = codec, metric
+        self.depth = -(-codec.dim // 64) * 64
         # One level per combined code; the sketch's sign is the lowest bit.
         levels = np.repeat(book.levels, 2) if codec.kind == "prod" else book.levels
         biased = (levels.astype(np.int16) + 128).astype(np.uint8)
         table = np.tile(np.resize(biased, 16), 4) if codec.bits < 8 else np.zeros(64, np.uint8)
         sketch_table = np.tile(np.resize(np.array([0, 1], np.uint8), 16), 4)
-        self.tables: tuple[Any, ...] = (codec.bits, table, sketch_table)
         # 8 bits: 2 * sum((code - 128) * q) + sum(q) = 2 P - 255 sum(q); else sum(level * q) = P - 128 sum(q).
         self.multiplier, self._shift = (2, -255) if book.offset else (1, -128)
+        self.tables: tuple[Any, ...] = (codec.bits, table, sketch_table)
         # The constants are those of plain codes: with effort "search" a scale depends on the stretch of its row.
         has_stages = codec.dim >= _LEAST_DIM and codec.effort == "plain"
         counts = range(1, min(book.bits, LEADING) + 1) if has_stages else ()
         self.stages = np.array([_stage(refinement(codec, planes)) for planes in counts]).reshape(-1, 7)
+        self.form, self.exact_form = self._form(self.stages), self._form(self.stages[:0])
+
+    def _form(self, stages: npt.NDArray[np.float64]) -> tuple[Any, ...]:
+        codec, metric = self.codec, self.metric
+        center = np.empty(0, np.float32) if codec.center is None else codec.center
+        step = codec.codebook.step * (0.5 if codec.codebook.offset else 1.0)
+        rotation, sketch = matrices(codec.rotate), matrices(codec.sketch_projection)
+        return metric == "cosine", metric == "l2", center, rotation, sketch, step, self._shift, stages
 
     @property
     def name(self) -> str:
@@ -97,42 +111,29 @@ class BatchQueries:
         return cls((*plan.tables, TILE_CONFIGURATION), (nq, packed, sketch_packed, plan.multiplier), sides)
 
 
-def single_queries(plan: ScanPlan, queries: QueryCodes, margins: tuple[float, float] | None) -> list[tuple[Any, Any]]:
-    """Return `query` and `stages` of `tqindex.kernels.cascade.scan_rows_single` for every query.
+def encode_few_queries(
+    plan: ScanPlan, rows: Float32Array, margins: tuple[float, float] | None, first_row: int = 0
+) -> tuple[npt.NDArray[Any], ...]:
+    """Return few queries, float32 (nq, dim), as `tqindex.kernels.cascade.scan_rows_few` takes them.
 
     margins: as `deviations` gives them, or None for an exact scan.
+
+    Raises
+    ------
+    VectorError
+        NaN or inf, and what `encode_queries` refuses.
     """
-    levels, sketch_levels = _padded(queries.levels), _padded(queries.sketch_levels)
-    shifts, sketch_shifts = plan.shifts(queries)
-    sketch_steps = queries.steps if queries.sketch_steps is None else queries.sketch_steps
-    return [
-        (
-            (
-                levels[q],
-                sketch_levels[q] if len(sketch_levels) else sketch_levels.reshape(0),
-                plan.multiplier,
-                int(shifts[q]),
-                int(sketch_shifts[q]),
-                queries.steps[q],
-                sketch_steps[q],
-                queries.biases[q],
-            ),
-            _stages(plan, levels[q], float(queries.steps[q]), margins),
-        )
-        for q in range(len(queries))
-    ]
-
-
-def _stages(plan: ScanPlan, levels: Int8Array, step: float, margins: tuple[float, float] | None) -> tuple[Any, Any]:
-    """Return a query's bit slices and the weights of its bounds; empty ones for an exact scan."""
-    if margins is None or step < _LEAST_STEP or not len(plan.stages):
-        return np.empty(0, np.uint64), np.empty(0, np.float32)
-    slices, weights = np.zeros(len(levels) // 64 * SLICES, np.uint64), np.zeros(4 * len(plan.stages), np.float32)
-    book = plan.codec.codebook
-    # A query's step counts the codebook's step too.
-    scale = step / (book.step * (0.5 if book.offset else 1.0))
-    coarsen_query(levels, plan.codec.dim, scale, *margins, plan.stages, slices, weights)
-    return slices, weights
+    nq, form = len(rows), plan.form if margins is not None else plan.exact_form
+    levels, sketch_levels = np.zeros((nq, plan.depth), np.int8), np.zeros((nq, plan.depth), np.int8)
+    slices, weights = (
+        np.zeros((nq, plan.depth // 64 * SLICES), np.uint64),
+        np.zeros((nq, WEIGHTS * LEADING), np.float32),
+    )
+    out = levels, sketch_levels, slices, weights, np.zeros((nq, 3), np.float32), np.zeros((nq, 3), np.int32)
+    if not _encode_few(rows.copy(), form, margins or (0.0, 0.0), out):
+        check_finite(rows, "queries", first_row)
+        encode_queries(plan.codec, rows, plan.metric, first_row)  # refuses them too, and says why
+    return out
 
 
 def deviations(plan: ScanPlan, k: int, n: int, eps: float) -> tuple[float, float]:
@@ -149,13 +150,3 @@ def deviations(plan: ScanPlan, k: int, n: int, eps: float) -> tuple[float, float
 def _quantile(probability: float) -> float:
     """Where the normal law's upper tail has a probability."""
     return -NormalDist().inv_cdf(min(0.5, probability))
-
-
-def _padded(levels: Int8Array | None) -> Int8Array:
-    """Pad queries with zeros to whole words of planes."""
-    if levels is None:
-        return np.empty((0, 0), np.int8)
-    nq, dim = levels.shape
-    padded = np.zeros((nq, -(-dim // 64) * 64), np.int8)
-    padded[:, :dim] = levels
-    return padded

@@ -1,17 +1,19 @@
 """The search plan: which rows are scanned by which thread, and how their best are joined."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from tqindex.checks import check_finite
 from tqindex.codec.codes import QueryCodes
 from tqindex.codec.packing import BLOCK
-from tqindex.index.plan import EPS, BatchQueries, ScanPlan, deviations, single_queries
+from tqindex.index.plan import EPS, BatchQueries, ScanPlan, deviations, encode_few_queries
 from tqindex.index.segments import Segment
-from tqindex.kernels.cascade import scan_rows_single
+from tqindex.kernels.best import join_best
+from tqindex.kernels.cascade import scan_rows_few
+from tqindex.kernels.queries import encode_queries
 from tqindex.kernels.scan import NO_ID, scan_rows
 from tqindex.kernels.threads import run_parallel
 
@@ -25,28 +27,24 @@ _CHUNK_WORK = 2**30
 _CHUNK_ROWS = (256, 16_384)
 #: What keeping a row costs, as multiply-adds, where the best k exceed the cache.
 _PUSH_WORK = 2**12
+#: Multiply-adds of one task for few queries, if every row were scored in full; at most some tenths of a second.
+_FEW_WORK = 2**31
 #: Rows of a task for few queries: a task's start costs as much as thousands of rows.
 _SINGLE_ROWS = (4096, 131_072)
+_SORTED_RESULTS = 2**21
 #: Queries that one pass over the rows serves; their int8 levels stay in cache.
 QUERY_BLOCK = 512
 # Their arguments come as tuples, whose lengths mypy cannot follow.
 _scan_rows: Any = scan_rows
-_scan_rows_single: Any = scan_rows_single
+_scan_rows_few: Any = scan_rows_few
 
 
-@dataclass(frozen=True, eq=False)
-class _Chunk:
-    segment: Segment
-    start: int
-    stop: int
-
-    def where(self) -> tuple[Any, ...]:
-        """Return the rows as kernels take them."""
-        return self.segment.kernel_arrays, self.segment.first_id, self.start, self.stop
+#: The rows of a task, as the kernels take them: arrays and whether they are dense, first id, start, stop.
+_Chunk = tuple[tuple[Any, ...], int, int, int]
+_Best = tuple[Float32Array, Int64Array]
 
 
-@dataclass(frozen=True, eq=False)
-class Found:
+class Found(NamedTuple):
     """The k best scores, float32, and ids, int64, of every query, (nq, k); and the share of rows scored in full."""
 
     scores: Float32Array
@@ -54,51 +52,80 @@ class Found:
     scored: float
 
 
+def search_rows(
+    plan: ScanPlan, segments: Sequence[Segment], queries: Float32Array, k: int, threads: int, exact_scan: bool
+) -> Found:
+    """As `search_segments` for any number of queries, which need not be finite nor checked."""
+    if len(queries) <= FEW_QUERIES:  # the kernel that encodes them looks for what is not finite
+        return search_segments(plan, segments, queries, k, threads, exact_scan)
+    check_finite(queries, "queries")
+    scores, ids = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    # Of many results per query fewer queries go together: sorting theirs cannot be interrupted.
+    step, scored = max(1, min(QUERY_BLOCK, _SORTED_RESULTS // k)), 1.0
+    for first in range(0, len(queries), step):
+        block = slice(first, first + step)
+        found = search_segments(plan, segments, queries[block], k, threads, exact_scan, first_row=first)
+        scores[block], ids[block], scored = found
+    return Found(scores, ids, scored)
+
+
 def search_segments(
     plan: ScanPlan,
     segments: Sequence[Segment],
-    queries: QueryCodes,
+    queries: Float32Array,
     k: int,
     threads: int,
     exact_scan: bool = False,
     eps: float = EPS,
+    first_row: int = 0,
 ) -> Found:
-    """Return the k best of each of at most QUERY_BLOCK queries, best first, ties by the smaller id.
+    """Return the k best of each of at most QUERY_BLOCK queries, float32 (nq, dim), best first, ties by the smaller id.
 
-    Missing entries have score -inf and id -1.
+    Missing entries have score -inf and id -1. Few queries need not be finite, nor checked; messages count rows from
+    `first_row`.
 
     Few queries go through the cascade, one by one: the probability that it loses any of a query's k best is at most
     eps, over the rotation. More queries, or `exact_scan`: every row is scored in full, and the result does not
     depend on `threads` or on the segments' cuts.
     """
-    nq, n = len(queries), sum(segment.n_live for segment in segments)
-    scores, ids = np.full((nq, k), -np.inf, np.float32), np.full((nq, k), -1, np.int64)
-    kept, scored = min(k, n), 1.0
-    if not kept or not nq:
-        return Found(scores, ids, scored)
-    if nq > FEW_QUERIES:
-        batch = BatchQueries.of(plan, queries)
-        chunks = _cut(segments, _chunk_rows(plan.codec.dim, nq, kept))
-
-        def scan_batch(_: int, chunk: _Chunk, *best: npt.NDArray[Any]) -> None:
-            _scan_rows(*chunk.where(), batch.tables, batch.queries, batch.sides.copy(), *best)
-
-        scores[:, :kept], ids[:, :kept] = _scan(chunks, nq, kept, threads, scan_batch)
+    n = sum([segment.n_live for segment in segments])
+    kept = min(k, n)
+    if len(queries) > FEW_QUERIES:
+        encoded = encode_queries(plan.codec, queries, plan.metric, first_row)
+        best, scored = _search_many(plan, segments, encoded, kept, threads), 1.0
     else:
-        rows = sum(segment.n for segment in segments)
-        singles = single_queries(plan, queries, None if exact_scan else deviations(plan, kept, n, eps))
-        chunks = _cut(segments, min(max(rows // (4 * threads), _SINGLE_ROWS[0]), _SINGLE_ROWS[1]) if threads > 1 else rows)
-        counts = np.zeros((min(threads, len(chunks)), nq), np.int64)
+        margins = None if exact_scan or not kept else deviations(plan, kept, n, eps)
+        few = encode_few_queries(plan, queries, margins, first_row)
+        best, scored = _search_few(plan, segments, few, kept, threads)
+    return Found(*(best if kept == k else _padded(best, k)), scored)
 
-        def scan_singles(worker: int, chunk: _Chunk, best_scores: Float32Array, best_ids: Int64Array) -> None:
-            where = chunk.where()
-            for q, (query, stages) in enumerate(singles):
-                best = best_scores[q : q + 1], best_ids[q : q + 1]
-                counts[worker, q] += _scan_rows_single(*where, plan.tables, query, stages, *best)
 
-        scores[:, :kept], ids[:, :kept] = _scan(chunks, nq, kept, threads, scan_singles)
-        scored = float(counts.sum() / (n * nq))
-    return Found(scores, ids, scored)
+def _search_many(plan: ScanPlan, segments: Sequence[Segment], queries: QueryCodes, k: int, threads: int) -> _Best:
+    """Score every row in full, tile by tile, against all queries at once."""
+    batch, nq = BatchQueries.of(plan, queries), len(queries)
+    chunks = _cut(segments, _chunk_rows(plan.codec.dim, nq, k))
+
+    def scan(_: int, chunk: _Chunk, scores: Float32Array, ids: Int64Array) -> None:
+        _scan_rows(*chunk, batch.tables, batch.queries, batch.sides.copy(), scores, ids)
+
+    return _scan(chunks, nq, k, threads, scan)
+
+
+def _search_few(
+    plan: ScanPlan, segments: Sequence[Segment], queries: tuple[npt.NDArray[Any], ...], k: int, threads: int
+) -> tuple[_Best, float]:
+    """Read planes first, query by query; returns the share of rows scored in full too."""
+    n, nq = sum([segment.n for segment in segments]), len(queries[0])
+    rows = n if threads == 1 else min(max(n // (4 * threads), _SINGLE_ROWS[0]), _SINGLE_ROWS[1])
+    chunks = _cut(segments, min(rows, _FEW_WORK // (plan.codec.dim * max(nq, 1))))
+    counts, tables = [0] * max(threads, 1), (*plan.tables, plan.multiplier)
+
+    def scan(worker: int, chunk: _Chunk, scores: Float32Array, ids: Int64Array) -> None:
+        counts[worker] += _scan_rows_few(*chunk, tables, queries, scores, ids)
+
+    best = _scan(chunks, nq, k, threads, scan)
+    live = sum([segment.n_live for segment in segments]) * nq
+    return best, sum(counts) / live if live else 1.0
 
 
 def _chunk_rows(dim: int, nq: int, k: int) -> int:
@@ -114,7 +141,7 @@ def _cut(segments: Sequence[Segment], rows: int) -> list[_Chunk]:
     """Cut segments into chunks of at most `rows` rows that start at whole blocks."""
     step = max(rows // BLOCK, 1) * BLOCK
     return [
-        _Chunk(segment, start, min(start + step, segment.n))
+        ((*segment.kernel_arrays, segment.is_dense), segment.first_id, start, min(start + step, segment.n))
         for segment in segments
         for start in range(0, segment.n, step)
     ]
@@ -126,13 +153,21 @@ def _scan(
     k: int,
     threads: int,
     scan: Callable[[int, _Chunk, Float32Array, Int64Array], None],
-) -> tuple[Float32Array, Int64Array]:
+) -> _Best:
     """Call scan(worker, chunk, scores, ids) for all chunks and join what the workers kept, (nq, k), sorted."""
-    workers = min(threads, len(chunks))
-    scores, ids = np.full((workers, nq, k), -np.inf, np.float32), np.full((workers, nq, k), NO_ID, np.int64)
-    run_parallel(chunks, workers, lambda worker, chunk: scan(worker, chunk, scores[worker], ids[worker]))
-    joined_scores, joined_ids = scores.swapaxes(0, 1).reshape(nq, -1), ids.swapaxes(0, 1).reshape(nq, -1)
-    order = np.lexsort((joined_ids, -joined_scores), axis=1)[:, :k]
-    row = np.arange(nq)[:, np.newaxis]
-    best = joined_ids[row, order]
-    return joined_scores[row, order], np.where(best == NO_ID, -1, best)
+    workers = max(min(threads, len(chunks)), 1)
+    scores, ids = np.empty((workers, nq, k), np.float32), np.empty((workers, nq, k), np.int64)
+    scores.fill(-np.inf)
+    ids.fill(NO_ID)
+    if k:
+        run_parallel(chunks, workers, lambda worker, chunk: scan(worker, chunk, scores[worker], ids[worker]))
+        join_best(scores, ids)
+    return scores[0], ids[0]
+
+
+def _padded(best: _Best, k: int) -> _Best:
+    """Return the best with missing entries up to k."""
+    nq, kept = best[0].shape
+    scores, ids = np.full((nq, k), -np.inf, np.float32), np.full((nq, k), -1, np.int64)
+    scores[:, :kept], ids[:, :kept] = best
+    return scores, ids

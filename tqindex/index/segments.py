@@ -19,6 +19,8 @@ SEGMENT_BYTES = 64 * 2**20
 #: Rows are allotted by multiples of this, so that arrays on disk start at multiples of 64 bytes.
 ROW_MULTIPLE = 64
 _FIRST_CAPACITY = 1024
+#: A row's first plane costs about a sixteenth of scoring a row that is picked.
+_LEAST_LIVE = 1 / 16
 _ID_BYTES = 8
 NO_IDS: Int64Array = np.empty(0, np.int64)
 ALL_LIVE: UInt8Array = np.empty(0, np.uint8)
@@ -78,6 +80,11 @@ class Segment:
         if self.ids.size:
             return self.ids[: self.n]
         return np.arange(self.first_id, self.first_id + self.n, dtype=np.int64)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether so many rows are live that it pays to read the planes of all of them first."""
+        return self.n_live >= _LEAST_LIVE * self.n
 
     @cached_property
     def kernel_arrays(self) -> tuple[npt.NDArray[Any], ...]:
@@ -166,8 +173,10 @@ class RowSet:
             self.tail = segments.pop()
         self.segments = segments
 
-    def reserve(self, n: int, ids: Int64Array | None) -> Iterator[tuple[slice, StoredRows, int]]:
+    def reserve(self, n: int, ids: Int64Array | None, more: int = 0) -> Iterator[tuple[slice, StoredRows, int]]:
         """Make room for n more rows, with caller ids, int64 (n,), or generated ones.
+
+        `more`: how many further rows are known to come, for which memory is set aside, not yet used.
 
         Yields which of the n rows go where: to the stored rows, from the given one on. They are to be written before
         the next step.
@@ -176,7 +185,8 @@ class RowSet:
         while start < n:
             used = self.tail.n if self.tail is not None else 0
             stop = min(n, start + capacity - used)
-            tail = self._extend_tail(stop - start, None if ids is None else ids[start:stop], capacity)
+            room = min(used + n - start + more, capacity)
+            tail = self._extend_tail(stop - start, None if ids is None else ids[start:stop], room)
             self.next_id = max(self.next_id, (self.next_id + stop - start) if ids is None else int(ids.max()) + 1)
             yield slice(start, stop), tail.rows, used
             start = stop
@@ -189,14 +199,16 @@ class RowSet:
             self.segments.append(self.tail)
             self.tail = None
 
-    def _extend_tail(self, n: int, ids: Int64Array | None, capacity: int) -> Segment:
+    def _extend_tail(self, n: int, ids: Int64Array | None, room: int) -> Segment:
+        """Append n rows to the tail; where it must grow, to at least `room` rows."""
         tail = self.tail
         if tail is None:
             first_id = self.next_id if ids is None else 0
             tail = Segment(StoredRows.allocate(self.codec, self.metric, 0), NO_IDS, first_id, 0)
         total = tail.n + n
         if total > len(tail.rows):
-            tail = self._grow(tail, min(max(2 * len(tail.rows), total, _FIRST_CAPACITY), capacity))
+            capacity = segment_capacity(self.codec, self.metric)
+            tail = self._grow(tail, min(max(2 * len(tail.rows), room, _FIRST_CAPACITY), capacity))
         follows = ids is None and not tail.ids.size and tail.first_id + tail.n == self.next_id
         if not follows:
             tail = self._with_ids(tail)

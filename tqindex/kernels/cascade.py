@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from tqindex.codec.packing import BLOCK
+from tqindex.kernels.coarse import BOUND, ESTIMATE, FIRST, OFFSET, SECOND, WEIGHTS
 from tqindex.kernels.compile import called_kernel, inner_kernel, kernel
 from tqindex.kernels.layout import load_lead, padded_width
 from tqindex.kernels.live import live_bits
 from tqindex.kernels.product import multiply_row, split_planes
+from tqindex.kernels.queries import BIAS, SHIFT, SKETCH_SHIFT, SKETCH_STEP, STAGES, STEP
 from tqindex.kernels.scan import NO_ID, is_better, push
 from tqindex.kernels.simd_count import STREAMS, count_blocks, make_reach_blocks, prefetch
 
@@ -20,8 +22,12 @@ from tqindex.kernels.simd_count import STREAMS, count_blocks, make_reach_blocks,
 _count_blocks: Any = count_blocks
 _reach_without_offsets, _reach_with_offsets = make_reach_blocks(False), make_reach_blocks(True)
 _prefetch: Any = prefetch
-#: One block in so many is scanned first, for a threshold to begin with.
-_SAMPLE = 64
+#: One block in so many is scanned first, for a threshold to begin with, if this is at least so many rows for each of
+#: the k best. Rows that partial scores alone make likely ones are enough for that. Long rows take fewer: there their
+#: first plane is most of the work, and bounds are so tight that a better threshold saves little.
+_SAMPLE, _SAMPLE_LONG, _SAMPLE_ROWS = 8, 64, 32
+#: Rows are long whose plane has more bytes.
+_SHORT_WIDTH = 64
 #: Above this share of rows scored in full, planes are no longer read first: a row that is picked costs about twice what
 #: one costs in a full scan (60 against 35 ns at d = 100).
 _MOST_SCORED = 0.5
@@ -35,48 +41,73 @@ _ALL, _BLOCK_ROWS = np.uint32(2 ** (BLOCK * STREAMS) - 1), np.uint32(2**BLOCK - 
 _MOST_KEPT, _TRY_APART = 0.5, 16
 #: What is kept of a block between the stages: its number, where its counts stand, and its rows as bits.
 _BLOCKS, _COUNTS_AT, _MASKS = range(3)
-#: Weights of a stage's bound.
-_WEIGHTS = 4
 
 
 @kernel
-def scan_rows_single(
-    rows: Any,
-    first_id: int,
-    start: int,
-    stop: int,
-    tables: Any,
-    query: Any,
-    stages: Any,
-    best_scores: Any,
-    best_ids: Any,
+def scan_rows_few(
+    rows: Any, first_id: int, start: int, stop: int, tables: Any, queries: Any, best_scores: Any, best_ids: Any
 ) -> int:
-    """Score the live rows of start..stop, start a multiple of 8, and update the best k; returns how many were scored.
+    """Score the live rows of start..stop, start a multiple of 8, against few queries, one by one.
 
-    rows : as `tqindex.kernels.scan.scan_rows`
-    tables : (bits, table, sketch_table)
-    query : (levels, sketch_levels, multiplier, shift, sketch_shift, step, sketch_step, bias), levels i8 (depth,)
-    stages : (slices, weights), as `count_blocks` and `make_reach_blocks` take them; no weights: no stages
-    best_scores, best_ids : (1, k), heaps as `push` keeps them
+    Updates the best k of each query; returns how many rows were scored in full.
+
+    rows : as `tqindex.kernels.scan.scan_rows`, and whether enough rows are live for reading planes first
+    tables : (bits, table, sketch_table, multiplier)
+    queries : (levels, sketch_levels, slices, weights, reals, integers), one row per query, as
+        `tqindex.kernels.queries.encode_few` writes them
+    best_scores, best_ids : (nq, k), heaps as `push` keeps them
     """
-    lead, rest = rows[:2]
+    lead, rest, dense = rows[0], rows[1], rows[7]
+    levels, sketch_levels, slices, weights, reals, integers = queries
     k, width = best_scores.shape[1], lead.shape[2] // BLOCK
     # Flat arrays, since every reshape within a loop would cost a call.
     flat = lead.reshape(lead.size), rest.reshape(rest.size), rows[2], rows[3], rows[4], rows[5], rows[6]
     shape = lead.shape[0], lead.shape[1], lead.shape[2], rest.shape[1]
     kept, wanted = np.empty((3, _BATCH), np.int64), np.empty(_BATCH * BLOCK, np.int64)
-    counts, second_counts = np.zeros(_BATCH * BLOCK, np.int32), np.zeros(BLOCK * STREAMS, np.int32)
-    planes, levels = np.zeros(lead.shape[0] * padded_width(width), np.uint8), np.zeros(query[0].shape[0], np.uint8)
-    scratch = kept, wanted, counts, second_counts, planes, levels
-    # A sample of many rows first, for a threshold to begin with; its rows come again.
-    sample = np.full((1, k), -np.inf, np.float32), np.full((1, k), NO_ID, np.int64)
-    begins = stages[1].size > 0 and best_scores[0, 0] == -np.inf
-    step = _SAMPLE if begins and stop - start >= _SAMPLE * _BATCH else 1
+    counts, second_counts = np.zeros(_BATCH * BLOCK, np.int32), np.zeros(_BATCH * BLOCK, np.int32)
+    planes, work = np.zeros(lead.shape[0] * padded_width(width), np.uint8), np.zeros(levels.shape[1], np.uint8)
+    scratch = kept, wanted, counts, second_counts, planes, work
+    sample = np.empty((1, k), np.float32), np.empty((1, k), np.int64)
+    scored = 0
+    for q in range(levels.shape[0]):
+        sample[0][:], sample[1][:] = -np.inf, NO_ID
+        query = levels[q], sketch_levels[q], reals[q], integers[q]
+        n_stages = integers[q, STAGES] if dense else 0
+        stages, best = (slices[q], weights[q]), (best_scores[q : q + 1], best_ids[q : q + 1])
+        scored += _scan_query(
+            flat, shape, first_id, start, stop, tables, query, n_stages, stages, best, sample, scratch
+        )
+    return scored
+
+
+@inner_kernel
+def _scan_query(
+    rows: Any,
+    shape: Any,
+    first_id: int,
+    start: int,
+    stop: int,
+    tables: Any,
+    query: Any,
+    n_stages: int,
+    stages: Any,
+    best: Any,
+    sample: Any,
+    scratch: Any,
+) -> int:
+    """Scan for one query; without a threshold to begin with, a sample of blocks comes first, and then again."""
+    begins = n_stages > 0 and best[0][0, 0] == -np.inf
+    step = _SAMPLE if shape[2] <= BLOCK * _SHORT_WIDTH else _SAMPLE_LONG
+    if not begins or stop - start < step * max(BLOCK * _BATCH, _SAMPLE_ROWS * best[0].shape[1]):
+        step = 1
     scored = 0
     while True:
-        best = sample if step > 1 else (best_scores, best_ids)
+        target = sample if step > 1 else best
         floor = sample[0][0, 0]
-        scored += _scan_blocks(flat, shape, first_id, start, stop, step, tables, query, stages, floor, best, scratch)
+        part = BOUND if step == 1 else ESTIMATE
+        scored += _scan_blocks(
+            rows, shape, first_id, start, stop, step, tables, query, n_stages, stages, part, floor, target, scratch
+        )
         if step == 1:
             return scored
         step = 1
@@ -92,12 +123,14 @@ def _scan_blocks(
     step: int,
     tables: Any,
     query: Any,
+    n_stages: int,
     stages: Any,
+    part: int,
     floor: Any,
     best: Any,
     scratch: Any,
 ) -> int:
-    """As `scan_rows_single` for every `step`-th block; rows that score less than `floor` are of no interest.
+    """As `_scan_query` for every `step`-th block; rows that score less than `floor` are of no interest.
 
     rows: flat arrays; shape: (leading planes, blocks, bytes of a block, bytes of a row of `rest`).
 
@@ -106,8 +139,7 @@ def _scan_blocks(
     first_block = start // BLOCK
     count = ((stop + BLOCK - 1) // BLOCK - first_block + step - 1) // step
     half = (count + 1) // STREAMS
-    n_stages = stages[1].shape[0] // _WEIGHTS
-    k = best[0].shape[1]
+    bias, k = query[2][BIAS], best[0].shape[1]
     scored, last, batch, batches, together = 0, 0, _FIRST_BATCH, 0, False
     while last < half:
         first, last = last, min(last + batch, half)
@@ -115,83 +147,98 @@ def _scan_blocks(
         batches += 1
         if batches % _TRY_APART == 0:
             together = False
-        threshold = _lowered(max(floor, best[0][0, 0]), query[7])
-        found = 0
-        for j in range(first, last):
-            a, b = first_block + step * j, first_block + step * min(half + j, count - 1)
-            at = BLOCK * STREAMS * (j - first)
-            alive = np.uint32(live_bits(rows[6], a)) | np.uint32(live_bits(rows[6], b)) << np.uint32(BLOCK)
-            if alive == 0:
-                continue
-            if n_stages == 0:
-                mask = _ALL
-            elif together:
-                mask = _count_both(rows, shape, a, b, at, stages, threshold, scratch)
-            else:
-                mask = _count_first(rows, shape, a, b, at, stages, threshold, scratch)
-            mask &= alive
-            found = _keep(a, mask & _BLOCK_ROWS, at, found, scratch)
-            if half + j < count:
-                found = _keep(b, mask >> BLOCK, at + BLOCK, found, scratch)
+        threshold = _lowered(max(floor, best[0][0, 0]), bias)
+        a, b = first_block + step * first, first_block + step * (half + first)
+        both = min(last, count - half) - first  # the second run may be one block shorter
+        if n_stages > 0:
+            _count_pairs(rows[0], shape, 0, a, b, step, last - first, both, stages[0], scratch[2])
+        if together:
+            _count_pairs(rows[0], shape, 1, a, b, step, last - first, both, stages[0], scratch[3])
+        stage = min(n_stages, 1 + together) - 1
+        found = _keep_reached(rows, shape, a, b, step, last - first, both, stage, part, stages[1], threshold, scratch)
         if n_stages > 1 and not together:
             together = found > _MOST_KEPT * STREAMS * (last - first)
-            _count_second(rows, shape, found, stages, threshold, scratch)
+            _count_second(rows, shape, found, part, stages, threshold, scratch)
         n_wanted = _list_rows(rows, shape, found, stop, scratch)
         _score_rows(rows, shape, first_id, n_wanted, tables, query, best, scratch)
         scored += n_wanted
         if last >= _BATCH and scored - k > _MOST_SCORED * BLOCK * STREAMS * last:
-            n_stages = 0
+            n_stages, together = 0, False
     return scored
 
 
+@called_kernel
+def _count_pairs(
+    lead: Any, shape: Any, plane: int, a: int, b: int, step: int, pairs: int, both: int, slices: Any, counts: Any
+) -> None:
+    """Count blocks a, a + step, ... and b, b + step, ... of a plane; of the second run only the first `both`."""
+    blocks, block_bytes = shape[1], shape[2]
+    width, at_a, at_b = block_bytes // BLOCK, (plane * blocks + a) * block_bytes, (plane * blocks + b) * block_bytes
+    _count_blocks(lead, at_a, at_b, step * block_bytes, both, width, slices, counts, 0)
+    if both < pairs:
+        at_a += both * step * block_bytes
+        _count_blocks(lead, at_a, at_a, 0, 1, width, slices, counts, BLOCK * STREAMS * both)
+
+
 @inner_kernel
-def _keep(block: int, mask: Any, at: int, found: int, scratch: Any) -> int:
-    """Note a block whose rows `mask` are left and whose counts stand from `at` on; returns the number noted."""
+def _keep_reached(
+    rows: Any,
+    shape: Any,
+    a: int,
+    b: int,
+    step: int,
+    pairs: int,
+    both: int,
+    stage: int,
+    part: int,
+    weights: Any,
+    threshold: Any,
+    scratch: Any,
+) -> int:
+    """Note the counted blocks with rows that reach the threshold by a stage, all before the first stage.
+
+    Returns how many.
+    """
+    counts, second_counts = scratch[2], scratch[3]
+    found = 0
+    for j in range(pairs):
+        at = BLOCK * STREAMS * j
+        other = b if j < both else a
+        mask = _ALL
+        if stage >= 0:
+            mask = _reach(counts, at, at + BLOCK, second_counts, at, rows, a, other, weights, stage, part, threshold)
+        if mask != 0:
+            found = _keep(rows, shape, a, mask & _BLOCK_ROWS, at, found, stage, scratch)
+            if j < both:
+                found = _keep(rows, shape, b, mask >> BLOCK, at + BLOCK, found, stage, scratch)
+        a += step
+        b += step
+    return found
+
+
+@inner_kernel
+def _keep(rows: Any, shape: Any, block: int, mask: Any, at: int, found: int, stage: int, scratch: Any) -> int:
+    """Note a block whose rows `mask` are left, if live, and whose counts stand from `at` on; returns the number."""
     kept = scratch[0]
+    mask &= live_bits(rows[6], block)
     if mask == 0:
         return found
+    if stage == 0 and shape[0] > 1:
+        _prefetch(rows[0], (shape[1] + block) * shape[2], shape[2])
     kept[_BLOCKS, found], kept[_COUNTS_AT, found], kept[_MASKS, found] = block, at, mask
     return found + 1
 
 
 @inner_kernel
-def _count_first(rows: Any, shape: Any, a: int, b: int, at: int, stages: Any, threshold: Any, scratch: Any) -> Any:
-    """Return which rows of blocks a and b reach the threshold by the first plane, as bits; counts stay at `at`."""
-    lead, counts, second_counts, block_bytes = rows[0], scratch[2], scratch[3], shape[2]
-    _count_blocks(lead, a * block_bytes, b * block_bytes, block_bytes // BLOCK, stages[0], counts, at)
-    mask = _reach(counts, at, at + BLOCK, second_counts, rows, a, b, stages[1], 0, threshold)
-    if shape[0] > 1:
-        if mask & _BLOCK_ROWS != 0:
-            _prefetch(lead, (shape[1] + a) * block_bytes, block_bytes)
-        if mask >> BLOCK != 0:
-            _prefetch(lead, (shape[1] + b) * block_bytes, block_bytes)
-    return mask
-
-
-@inner_kernel
-def _count_both(rows: Any, shape: Any, a: int, b: int, at: int, stages: Any, threshold: Any, scratch: Any) -> Any:
-    """The same by both leading planes."""
-    lead, counts, second_counts = rows[0], scratch[2], scratch[3]
-    blocks, block_bytes = shape[1], shape[2]
-    width = block_bytes // BLOCK
-    _count_blocks(lead, a * block_bytes, b * block_bytes, width, stages[0], counts, at)
-    _count_blocks(lead, (blocks + a) * block_bytes, (blocks + b) * block_bytes, width, stages[0], second_counts, 0)
-    return _reach(counts, at, at + BLOCK, second_counts, rows, a, b, stages[1], 1, threshold)
-
-
-@inner_kernel
-def _count_second(rows: Any, shape: Any, found: int, stages: Any, threshold: Any, scratch: Any) -> None:
+def _count_second(rows: Any, shape: Any, found: int, part: int, stages: Any, threshold: Any, scratch: Any) -> None:
     """Strike the rows of noted blocks that do not reach the threshold by both leading planes."""
     lead, kept, counts, second_counts = rows[0], scratch[0], scratch[2], scratch[3]
-    blocks, block_bytes = shape[1], shape[2]
     for i in range(0, found, STREAMS):
         other = min(i + 1, found - 1)
         a, b = kept[_BLOCKS, i], kept[_BLOCKS, other]
-        at_a, at_b = (blocks + a) * block_bytes, (blocks + b) * block_bytes
-        _count_blocks(lead, at_a, at_b, block_bytes // BLOCK, stages[0], second_counts, 0)
-        mask = _reach(
-            counts, kept[_COUNTS_AT, i], kept[_COUNTS_AT, other], second_counts, rows, a, b, stages[1], 1, threshold
-        )
+        _count_pairs(lead, shape, 1, a, b, 0, 1, 1, stages[0], second_counts)
+        at_a, at_b = kept[_COUNTS_AT, i], kept[_COUNTS_AT, other]
+        mask = _reach(counts, at_a, at_b, second_counts, 0, rows, a, b, stages[1], 1, part, threshold)
         kept[_MASKS, i] &= mask & _BLOCK_ROWS
         if other != i:
             kept[_MASKS, other] &= mask >> BLOCK
@@ -203,12 +250,14 @@ def _list_rows(rows: Any, shape: Any, found: int, stop: int, scratch: Any) -> in
     kept, wanted, rest_bytes = scratch[0], scratch[1], shape[3]
     n_wanted = 0
     for i in range(found):
-        for lane in range(BLOCK):
-            row = BLOCK * kept[_BLOCKS, i] + lane
-            if (kept[_MASKS, i] >> lane) & 1 and row < stop:
-                wanted[n_wanted] = row
-                n_wanted += 1
-                _prefetch(rows[1], row * rest_bytes, rest_bytes)
+        first, mask = BLOCK * kept[_BLOCKS, i], kept[_MASKS, i]
+        if first + BLOCK > stop:
+            mask &= (1 << (stop - first)) - 1
+        for lane in range(BLOCK):  # without a branch: which rows are left cannot be foreseen
+            wanted[n_wanted] = first + lane
+            n_wanted += (mask >> lane) & 1
+    for i in range(n_wanted):
+        _prefetch(rows[1], wanted[i] * rest_bytes, rest_bytes)
     return n_wanted
 
 
@@ -218,21 +267,30 @@ def _reach(
     at_a: int,
     at_b: int,
     second: Any,
+    second_at: int,
     rows: Any,
     a: int,
     b: int,
     weights: Any,
     stage: int,
+    part: int,
     threshold: Any,
 ) -> Any:
-    """The rows of blocks a and b whose bound reaches the threshold, as bits; first, second: counts of the planes."""
+    """The rows of blocks a and b whose bound, or partial score, reaches the threshold, as bits.
+
+    first, second: counts of the planes; part: BOUND or ESTIMATE.
+    """
     scales, offsets = rows[2], rows[4]
     row, other = BLOCK * a, BLOCK * b
-    at = _WEIGHTS * stage
-    w0, w1, w2, w3 = weights[at], weights[at + 1], weights[at + 2], weights[at + 3]
+    at = WEIGHTS * stage
+    w0, w1, w2, w3 = weights[at + FIRST], weights[at + SECOND], weights[at + part], weights[at + OFFSET]
     if offsets.shape[0] > 0:
-        return _reach_with_offsets(first, at_a, at_b, second, 0, scales, offsets, row, other, w0, w1, w2, w3, threshold)
-    return _reach_without_offsets(first, at_a, at_b, second, 0, scales, offsets, row, other, w0, w1, w2, w3, threshold)
+        return _reach_with_offsets(
+            first, at_a, at_b, second, second_at, scales, offsets, row, other, w0, w1, w2, w3, threshold
+        )
+    return _reach_without_offsets(
+        first, at_a, at_b, second, second_at, scales, offsets, row, other, w0, w1, w2, w3, threshold
+    )
 
 
 @inner_kernel
@@ -247,8 +305,10 @@ def _score_rows(
 ) -> None:
     """Score the listed rows in full and keep the best."""
     lead, rest, scales, sketch_scales, offsets, ids, _ = rows
-    bits, table, sketch_table = tables
-    query_levels, sketch_levels, multiplier, shift, sketch_shift, step, sketch_step, bias = query
+    bits, table, sketch_table, multiplier = tables
+    query_levels, sketch_levels, reals, integers = query
+    step, sketch_step, bias = reals[STEP], reals[SKETCH_STEP], reals[BIAS]
+    shift, sketch_shift = integers[SHIFT], integers[SKETCH_SHIFT]
     best_scores, best_ids = best
     _, wanted, _, _, planes, levels = scratch
     n_planes, blocks, block_bytes, rest_bytes = shape

@@ -16,6 +16,10 @@ _SLACK = 2.0**-20
 #: E[v^2] and the sketch's deviation (`tqindex.codec.refinement`).
 LOWEST, FIRST_GAP, SECOND_GAP, KAPPA, VARIANCE, POWER, SKETCH = range(7)
 
+#: A stage's weights: of the two counts, what is added for the bound or for the partial score alone, of |offset|.
+FIRST, SECOND, BOUND, ESTIMATE, OFFSET = range(5)
+WEIGHTS = 5
+
 
 @kernel
 def coarsen_query(
@@ -36,7 +40,7 @@ def coarsen_query(
     levels : i8 (depth,), scale * levels is R q'
     deviations, sketch_deviations : what the bounds' margin holds, in standard deviations of either error
     stages : float64 (stages, 7)
-    slices, weights : u64 (depth / 64 * SLICES,) and f32 (4 * stages,), zeroed, written as
+    slices, weights : u64 (depth / 64 * SLICES,) and f32 (5 * stages,), zeroed, written as
         `tqindex.kernels.simd_count` takes them
     """
     squares: Any = 0
@@ -63,7 +67,9 @@ def coarsen_query(
         sketch = sketch_deviations * known[SKETCH] * np.sqrt(np.float64(squares))
         margin = (deviations * np.sqrt(variance) + sketch) * np.sqrt(dim / (dim - 1.0))
         margin += _SLACK * np.sqrt(np.float64(squares * dim))
-        weights[4 * stage] = factor * known[FIRST_GAP]
-        weights[4 * stage + 1] = factor * known[SECOND_GAP]
-        weights[4 * stage + 2] = factor * known[LOWEST] * total + scale * margin
-        weights[4 * stage + 3] = _SLACK
+        at = WEIGHTS * stage
+        weights[at + FIRST] = factor * known[FIRST_GAP]
+        weights[at + SECOND] = factor * known[SECOND_GAP]
+        weights[at + BOUND] = factor * known[LOWEST] * total + scale * margin
+        weights[at + ESTIMATE] = factor * known[LOWEST] * total
+        weights[at + OFFSET] = _SLACK

@@ -5,13 +5,16 @@ from typing import Any
 import numpy as np
 
 from tqindex.codec.effort import UNITS, UNITS_PER_BIN
-from tqindex.kernels.compile import kernel
-from tqindex.kernels.simd_quantise import QUANTISED, count_boundaries
+from tqindex.kernels.compile import inner_kernel, kernel
+from tqindex.kernels.simd_quantise import ENTRIES, make_quantise_row
+from tqindex.kernels.simd_sums import CHUNK, add_terms, multiply_terms, scale_chunks, sum_chunk
 
-_LOW_BITS = np.uint64(0x0101010101010101)
-_GATHER = np.uint64(0x0102040810204080)
 # Numba's types give intrinsics the arguments of their code generators.
-_count_boundaries: Any = count_boundaries
+_add_terms: Any = add_terms
+_multiply_terms: Any = multiply_terms
+_scale_chunks: Any = scale_chunks
+_sum_chunk: Any = sum_chunk
+_quantise1, _quantise2, _quantise3, _quantise4, _quantise8 = (make_quantise_row(bits) for bits in (1, 2, 3, 4, 8))
 
 
 @kernel
@@ -53,22 +56,58 @@ def normalise_rows(rows: Any, norms: Any, scratch: Any) -> None:
         to_length(rows[r], norms[r], 1.0)
 
 
-@kernel
-def centre_rows(rows: Any, center: Any, norms: Any, along: Any, scratch: Any) -> None:
-    """Subtract the centre in place and scale to sqrt(dim); writes r and, if there is a centre, <c, u>.
+@inner_kernel
+def _inner_product(a: Any, a_at: int, b: Any, b_at: int, n: int, terms: Any) -> Any:
+    """As `dot`, of n coordinates of flat arrays; terms: float64, n rounded up to a multiple of CHUNK."""
+    _multiply_terms(a, a_at, b, b_at, n, terms)
+    half = CHUNK
+    while half < n:
+        half *= 2
+    end = (n + CHUNK - 1) // CHUNK * CHUNK
+    half //= 2
+    while half >= CHUNK:
+        for j in range(0, end - half, CHUNK):
+            _add_terms(terms, j, half + j)
+        end = half
+        half //= 2
+    return _sum_chunk(terms)
 
-    rows: float32 (n, dim); center: float32 (dim,) or (0,); norms, along: float64 (n,).
+
+@inner_kernel
+def _quotient(a: float, b: float) -> float:
+    """a / b, and 0 where b is 0."""
+    return a / b if b != 0.0 else 0.0
+
+
+@kernel
+def prepare_rows(
+    rows: Any, center: Any, normalised: bool, work: Any, lengths: Any, norms: Any, along: Any, terms: Any
+) -> None:
+    """Write rows to `work`: scaled to norm 1 if `normalised`, less the centre, then scaled to sqrt(dim).
+
+    rows, work: float32 (n, dim); center: float32 (dim,) or (0,). Writes float64 (n,): lengths, the norms before the
+    first scaling, if there is one; norms, those before the second; along, <c, u>, if there is a centre.
     """
     n, dim = rows.shape
-    length = np.sqrt(np.float64(dim))
+    source, target = rows.reshape(rows.size), work.reshape(work.size)
+    root, centred = np.sqrt(np.float64(dim)), center.shape[0] > 0
     for r in range(n):
-        row = rows[r]
-        if center.shape[0] > 0:
+        at = r * dim
+        if not normalised and not centred:
+            norms[r] = np.sqrt(_inner_product(source, at, source, at, dim, terms))
+            _scale_chunks(source, at, _quotient(root, norms[r]), target, at, dim)
+            continue
+        factor = 1.0
+        if normalised:
+            lengths[r] = np.sqrt(_inner_product(source, at, source, at, dim, terms))
+            factor = _quotient(1.0, lengths[r])
+        _scale_chunks(source, at, factor, target, at, dim)
+        if centred:
             for j in range(dim):
-                row[j] -= center[j]
-            along[r] = dot(row, center, scratch)
-        norms[r] = np.sqrt(dot(row, row, scratch))
-        to_length(row, norms[r], length)
+                target[at + j] -= center[j]
+            along[r] = _inner_product(target, at, center, 0, dim, terms)
+        norms[r] = np.sqrt(_inner_product(target, at, target, at, dim, terms))
+        _scale_chunks(target, at, _quotient(root, norms[r]), target, at, dim)
 
 
 @kernel
@@ -122,121 +161,139 @@ def sum_tails(row: Any, magnitudes: Any, counts: Any, sums: Any) -> None:
 
 
 @kernel
-def quantise_rows(y: Any, norms: Any, boundaries: Any, choices: Any, uniform_step: float, codes: Any) -> None:
-    """Count the boundaries <= y; codes: uint8 (n, padded), zeros beyond dim and for rows of norm 0.
+def arrange_tables(boundaries: Any, levels: Any, tables: Any) -> None:
+    """Write what `make_quantise_row` searches: float32 (stretches, bits + 1, ENTRIES).
 
-    boundaries: float32 (stretches, 2**bits - 1), of which row r takes boundaries[choices[r]].
-    A uniform_step above 0 is the 8-bit grid's, whose boundaries are its multiples.
+    boundaries: float32 (stretches, 2**bits - 1); levels: (2**bits,).
     """
-    n, dim = y.shape
-    width, inner = codes.shape[1], boundaries.shape[1]
-    flat_y, flat_boundaries, flat_codes = (
-        y.reshape(y.size),
-        boundaries.reshape(boundaries.size),
-        codes.reshape(codes.size),
-    )
-    for r in range(n):
-        row, out = y[r], codes[r]
-        out[dim:] = 0
-        if norms[r] == 0.0:
-            out[:] = 0
-        elif uniform_step > 0.0:
-            for j in range(dim):
-                code = np.floor(np.float64(row[j]) / uniform_step) + 128.0
-                out[j] = np.uint8(min(max(code, 0.0), 255.0))
-        else:
-            first = choices[r] * inner
-            if dim >= QUANTISED:
-                for j in range(0, dim, QUANTISED):
-                    at = min(j, dim - QUANTISED)  # the last ones end with the row
-                    _count_boundaries(flat_y, r * dim + at, flat_boundaries, first, inner, flat_codes, r * width + at)
-            else:
-                for j in range(dim):
-                    count = 0
-                    for boundary in boundaries[choices[r]]:
-                        count += row[j] >= boundary
-                    out[j] = np.uint8(count)
+    bits = tables.shape[1] - 1
+    for choice in range(boundaries.shape[0]):
+        for place in range(bits):
+            half = 1 << (bits - 1 - place)
+            for code in range(0, 1 << bits, 2 * half):
+                tables[choice, place, code] = boundaries[choice, code + half - 1]
+        for code in range(1 << bits):
+            tables[choice, bits, code] = levels[code]
+
+
+@inner_kernel
+def _quantise(
+    bits: int, y: Any, at: int, n: int, tables: Any, table_at: int, planes: Any, plane_at: int, width: int, levels: Any
+) -> None:
+    if bits == 1:
+        _quantise1(y, at, n, tables, table_at, planes, plane_at, width, levels)
+    elif bits == 2:
+        _quantise2(y, at, n, tables, table_at, planes, plane_at, width, levels)
+    elif bits == 3:
+        _quantise3(y, at, n, tables, table_at, planes, plane_at, width, levels)
+    elif bits == 4:
+        _quantise4(y, at, n, tables, table_at, planes, plane_at, width, levels)
+    else:
+        _quantise8(y, at, n, tables, table_at, planes, plane_at, width, levels)
 
 
 @kernel
-def scale_rows(
-    y: Any, norms: Any, codes: Any, levels: Any, step: float, offset: float, unbiased: bool, scales: Any, scratch: Any
+def quantise_rows(
+    y: Any,
+    norms: Any,
+    bits: int,
+    tables: Any,
+    choices: Any,
+    step: float,
+    unbiased: bool,
+    planes: Any,
+    scales: Any,
+    levels: Any,
+    terms: Any,
 ) -> None:
-    """Write the scales of kind "mse": s = r sqrt(dim) / <y, z>, or r / sqrt(dim)."""
+    """Write the planes of rows y, float32 (n, dim), and the scales of kind "mse"; zeros for rows of norm 0.
+
+    s = r sqrt(dim) / <y, z>, or r / sqrt(dim). tables: flat, those of `arrange_tables`, of which row r takes number
+    choices[r]; planes: uint8 (n, bits * width); levels: float32 (dim,), scratch.
+    """
     n, dim = y.shape
-    root = np.sqrt(np.float64(dim))
-    values = levels.astype(np.float64) + offset
+    root, size, width = np.sqrt(np.float64(dim)), (bits + 1) * ENTRIES, planes.shape[1] // bits
+    flat_y, flat_planes = y.reshape(y.size), planes.reshape(planes.size)
     for r in range(n):
         if norms[r] == 0.0:
+            planes[r] = 0
             scales[r] = 0.0
             continue
+        _quantise(bits, flat_y, r * dim, dim, tables, choices[r] * size, flat_planes, r * bits * width, width, levels)
         factor = 1.0
         if unbiased:
-            row, row_codes = y[r], codes[r]
-            for j in range(dim):
-                scratch[j] = np.float64(row[j]) * values[np.uint64(row_codes[j])]
-            factor = np.float64(dim) / (fold(scratch, dim) * step)
+            factor = np.float64(dim) / (_inner_product(flat_y, r * dim, levels, 0, dim, terms) * step)
         scales[r] = np.float32(norms[r] / root * factor)
 
 
 @kernel
-def subtract_levels(
-    y: Any, norms: Any, codes: Any, levels: Any, step: float, unbiased: bool, scales: Any, squares: Any, scratch: Any
+def quantise_to_residuals(
+    y: Any,
+    norms: Any,
+    bits: int,
+    tables: Any,
+    choices: Any,
+    step: float,
+    unbiased: bool,
+    planes: Any,
+    scales: Any,
+    squares: Any,
+    levels: Any,
+    terms: Any,
 ) -> None:
-    """Kind "prod": turn y into its residual e = y - a z in place; writes s = a r / sqrt(dim) and |e|^2."""
+    """The same of kind "prod", without the last plane; turns y into its residual e = y - a z.
+
+    Writes s = a r / sqrt(dim) and |e|^2, float64 (n,).
+    """
     n, dim = y.shape
-    root = np.sqrt(np.float64(dim))
+    root, size, width = np.sqrt(np.float64(dim)), (bits + 1) * ENTRIES, planes.shape[1] // (bits + 1)
+    flat_y, flat_planes = y.reshape(y.size), planes.reshape(planes.size)
     for r in range(n):
-        row = y[r]
-        factor = 1.0 if norms[r] != 0.0 else 0.0
-        if unbiased and norms[r] != 0.0:
-            for j in range(dim):
-                scratch[j] = np.float64(row[j]) * np.float64(levels[codes[r, j]])
-            along = fold(scratch, dim) * step
-            for j in range(dim):
-                scratch[j] = np.float64(levels[codes[r, j]]) * np.float64(levels[codes[r, j]])
-            factor = along / (fold(scratch, dim) * (step * step))
+        at = r * dim
+        if norms[r] == 0.0:
+            planes[r] = 0
+            scales[r] = 0.0
+            continue
+        first = r * (bits + 1) * width
+        _quantise(bits, flat_y, at, dim, tables, choices[r] * size, flat_planes, first, width, levels)
+        factor = 1.0
+        if unbiased:
+            along = _inner_product(flat_y, at, levels, 0, dim, terms) * step
+            factor = along / (_inner_product(levels, 0, levels, 0, dim, terms) * (step * step))
         scales[r] = np.float32(norms[r] / root * factor)
         value = np.float32(factor * step)
         for j in range(dim):
-            row[j] = row[j] - value * np.float32(levels[codes[r, j]])
-        squares[r] = dot(row, row, scratch)
+            flat_y[at + j] -= value * levels[j]
+        squares[r] = _inner_product(flat_y, at, flat_y, at, dim, terms)
 
 
 @kernel
 def sketch_rows(
-    projected: Any, norms: Any, squares: Any, gaussian: bool, codes: Any, sketch_scales: Any, scratch: Any
+    projected: Any,
+    norms: Any,
+    squares: Any,
+    gaussian: bool,
+    tables: Any,
+    planes: Any,
+    bits: int,
+    sketch_scales: Any,
+    signs: Any,
+    terms: Any,
 ) -> None:
-    """Kind "prod": append the signs of S e to the codes as their lowest bit; writes g = f r / sqrt(dim)."""
+    """Kind "prod": write the signs of S e as the last of so many planes; writes g = f r / sqrt(dim).
+
+    tables: flat, those of the boundary 0 and the levels -1 and 1; signs: float32 (dim,), scratch.
+    """
     n, dim = projected.shape
-    root = np.sqrt(np.float64(dim))
+    root, width = np.sqrt(np.float64(dim)), planes.shape[1] // bits
+    flat, flat_planes = projected.reshape(projected.size), planes.reshape(planes.size)
     for r in range(n):
-        row = projected[r]
         if norms[r] == 0.0:
             sketch_scales[r] = 0.0
             continue
-        for j in range(dim):
-            codes[r, j] = np.uint8(codes[r, j] * 2 + (row[j] >= 0.0))
+        _quantise1(flat, r * dim, dim, tables, 0, flat_planes, ((r + 1) * bits - 1) * width, width, signs)
         if gaussian:
             factor = np.sqrt(np.pi / 2.0) * np.sqrt(squares[r]) / np.float64(dim)
         else:
-            for j in range(dim):
-                scratch[j] = np.abs(np.float64(row[j]))
-            total = fold(scratch, dim)
-            factor = squares[r] / total if total != 0.0 else 0.0
+            factor = _quotient(squares[r], _inner_product(flat, r * dim, signs, 0, dim, terms))
         sketch_scales[r] = np.float32(norms[r] / root * factor)
-
-
-@kernel
-def pack_rows(codes: Any, bits: int, planes: Any) -> None:
-    """Pack codes, uint8 (n, 8 * m), to planes, uint8 (n, bits * m), most significant bit's plane first."""
-    n = codes.shape[0]
-    width = codes.shape[1] // 8
-    words = codes.view(np.uint64)
-    for r in range(n):
-        for plane in range(bits):
-            shift = np.uint64(bits - 1 - plane)
-            for i in range(width):
-                # The product moves the lowest bits of eight bytes into the top byte, the first one lowest.
-                word = (words[r, i] >> shift) & _LOW_BITS
-                planes[r, plane * width + i] = np.uint8((word * _GATHER) >> np.uint64(56))

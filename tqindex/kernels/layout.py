@@ -7,34 +7,31 @@ from typing import Any
 
 from tqindex.codec.packing import BLOCK
 from tqindex.kernels.compile import inner_kernel, kernel
-from tqindex.kernels.simd_count import gather_row
+from tqindex.kernels.simd_layout import copy_bytes, gather_row, scatter_row
 
 _WORD = 8
 _BLOCK_BITS = BLOCK.bit_length() - 1
 # Numba's types give intrinsics the arguments of their code generators.
 _gather_row: Any = gather_row
+_scatter_row: Any = scatter_row
+_copy_bytes: Any = copy_bytes
 
 
 @kernel
-def store_rows(planes: Any, places: Any, lead: Any, rest: Any, start: int) -> None:
+def store_rows(planes: Any, lead: Any, rest: Any, start: int) -> None:
     """Write planes of whole bytes, uint8 (n, bits * width), as rows start.. of an index.
 
-    places: `tqindex.codec.packing.row_places`; lead: uint8 (leading planes, blocks, 8 * width); rest: uint8
-    (rows, other planes * width).
+    lead: uint8 (leading planes, blocks, 8 * width); rest: uint8 (rows, other planes * width).
     """
-    leading, _, block_bytes = lead.shape
-    width = block_bytes // BLOCK
-    whole = width // _WORD
+    leading, blocks, block_bytes = lead.shape
+    width, row_bytes, rest_bytes = block_bytes // BLOCK, planes.shape[1], rest.shape[1]
+    flat_planes, flat_lead, flat_rest = planes.reshape(planes.size), lead.reshape(lead.size), rest.reshape(rest.size)
     for r in range(planes.shape[0]):
-        block, lane = divmod(start + r, BLOCK)
+        block, lane, at = (start + r) >> _BLOCK_BITS, (start + r) & (BLOCK - 1), r * row_bytes
         for plane in range(leading):
-            at = plane * width
-            for i in range(whole):
-                for byte in range(_WORD):
-                    lead[plane, block, _WORD * (BLOCK * i + lane) + byte] = planes[r, at + _WORD * i + byte]
-            for i in range(_WORD * whole, width):
-                lead[plane, block, places[lane, i]] = planes[r, at + i]
-        rest[start + r] = planes[r, leading * width :]
+            block_at = (plane * blocks + block) * block_bytes
+            _scatter_row(flat_planes, at + plane * width, width, flat_lead, block_at, lane)
+        _copy_bytes(flat_planes, at + leading * width, flat_rest, (start + r) * rest_bytes, rest_bytes)
 
 
 @inner_kernel

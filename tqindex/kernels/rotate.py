@@ -8,13 +8,22 @@ from typing import Any
 import numpy as np
 
 from tqindex.kernels.compile import inner_kernel, kernel
-from tqindex.kernels.simd_rotate import LANES, butterfly2, butterfly4, move_scaled, transpose_square
+from tqindex.kernels.simd_rotate import (
+    LANES,
+    make_butterflies,
+    make_first_butterflies,
+    make_permuted_butterflies,
+    move_scaled,
+    transpose_square,
+)
 
 #: Coordinates of a transform that are taken through all their steps while they are in the first cache.
-_CACHED = 128
+_CACHED = 256
+#: Coordinates that go through four steps in registers.
+_IN_REGISTERS = 16
+_butterflies2, _butterflies4, _butterflies8, _butterflies16 = (make_butterflies(steps) for steps in (1, 2, 3, 4))
+_first_butterflies16, _permuted_butterflies16 = make_first_butterflies(4), make_permuted_butterflies(4)
 # Numba's types give intrinsics the arguments of their code generators.
-_butterfly2: Any = butterfly2
-_butterfly4: Any = butterfly4
 _move_scaled: Any = move_scaled
 _transpose_square: Any = transpose_square
 
@@ -23,7 +32,8 @@ _transpose_square: Any = transpose_square
 def rotate_rows(rows: Any, permutations: Any, signs: Any, work: Any, spare: Any) -> None:
     """Rotate rows, float32 (n, dim), in place; `HadamardRotation.apply`. work, spare: float32 (dim * LANES,)."""
     n, dim = rows.shape
-    flat = rows.reshape(rows.size)
+    width, flat = signs.shape[2], rows.reshape(rows.size)
+    flat_permutations, flat_signs = permutations.reshape(permutations.size), signs.reshape(signs.size)
     for first in range(0, n, LANES):
         count = min(LANES, n - first)
         squares = dim // LANES * LANES if count == LANES else 0
@@ -33,7 +43,7 @@ def rotate_rows(rows: Any, permutations: Any, signs: Any, work: Any, spare: Any)
             for j in range(squares, dim):
                 work[j * LANES + lane] = rows[first + lane, j]
         for turn in range(permutations.shape[0]):
-            _rotate_lanes(work, spare, permutations[turn], signs[turn], dim)
+            _rotate_lanes(work, spare, flat_permutations, flat_signs, turn, dim, width)
             work, spare = spare, work
         for j in range(0, squares, LANES):
             _transpose_square(work, j * LANES, LANES, flat, first * dim + j, dim)
@@ -43,25 +53,49 @@ def rotate_rows(rows: Any, permutations: Any, signs: Any, work: Any, spare: Any)
 
 
 @inner_kernel
-def _rotate_lanes(source: Any, target: Any, permutation: Any, signs: Any, dim: int) -> None:
-    """One round, from source to target, LANES rows at a time.
+def _rotate_lanes(source: Any, target: Any, permutations: Any, signs: Any, turn: int, dim: int, width: int) -> None:
+    """One round, from source to target, LANES rows at a time; permutations, signs: flat.
 
     Every block of coordinates goes through its first steps while it is in the first cache.
     """
-    width = signs.shape[1]
+    places, first, last = turn * dim, 2 * turn * width, (2 * turn + 1) * width
     start, cached = dim - width, min(width, _CACHED)
     for block in range(0, width, cached):
-        for j in range(block, block + cached):
-            _move_scaled(target, j, source, permutation[j], signs[0, j])
-        walsh_hadamard(target, block, cached, 1)
+        _begin_permuted(source, target, permutations, places + block, signs, first + block, block, cached)
     for j in range(width, dim):
-        _move_scaled(target, j, source, permutation[j], np.float32(1))
+        _move_scaled(target, j, source, permutations[places + j], np.float32(1))
     walsh_hadamard(target, 0, width, cached)
     for block in range(0, width, cached):
-        for j in range(block, block + cached):
-            _move_scaled(target, start + j, target, start + j, signs[1, j])
-        walsh_hadamard(target, start + block, cached, 1)
+        _begin(target, signs, last + block, start + block, cached)
     walsh_hadamard(target, start, width, cached)
+
+
+@inner_kernel
+def _begin_permuted(
+    source: Any, target: Any, permutations: Any, places: int, signs: Any, at: int, block: int, width: int
+) -> None:
+    """Permute, multiply by signs and transform coordinates block..block + width of target."""
+    if width >= _IN_REGISTERS:
+        for j in range(0, width, _IN_REGISTERS):
+            _permuted_butterflies16(target, block + j, source, permutations, places + j, signs, at + j)
+        walsh_hadamard(target, block, width, _IN_REGISTERS)
+    else:
+        for j in range(width):
+            _move_scaled(target, block + j, source, permutations[places + j], signs[at + j])
+        walsh_hadamard(target, block, width, 1)
+
+
+@inner_kernel
+def _begin(x: Any, signs: Any, at: int, block: int, width: int) -> None:
+    """Multiply coordinates block..block + width by signs and transform them, in place."""
+    if width >= _IN_REGISTERS:
+        for j in range(0, width, _IN_REGISTERS):
+            _first_butterflies16(x, block + j, signs, at + j)
+        walsh_hadamard(x, block, width, _IN_REGISTERS)
+    else:
+        for j in range(block, block + width):
+            _move_scaled(x, j, x, j, signs[at + j - block])
+        walsh_hadamard(x, block, width, 1)
 
 
 @kernel
@@ -107,18 +141,23 @@ def _transform(x: Any, square: Any) -> None:
 def walsh_hadamard(x: Any, first: int, width: int, distance: int) -> None:
     """Unscaled transforms, in place, of coordinates first..first + width: distance, 2 distance, ..., width / 2.
 
-    x: float32, flat, LANES per coordinate; width: a power of two. Two distances are taken in one pass; each sum is the
-    same as in two.
+    x: float32, flat, LANES per coordinate; width: a power of two. Up to four distances are taken in one pass; each sum
+    is the same as in four.
     """
-    while 2 * distance < width:
-        for start in range(first, first + width, 4 * distance):
+    while 8 * distance < width:
+        for start in range(first, first + width, 16 * distance):
             for i in range(start, start + distance):
-                _butterfly4(x, i, distance)
-        distance *= 4
-    if distance < width:
-        for start in range(first, first + width, 2 * distance):
-            for i in range(start, start + distance):
-                _butterfly2(x, i, distance)
+                _butterflies16(x, i, distance)
+        distance *= 16
+    if 4 * distance < width:
+        for i in range(first, first + distance):
+            _butterflies8(x, i, distance)
+    elif 2 * distance < width:
+        for i in range(first, first + distance):
+            _butterflies4(x, i, distance)
+    elif distance < width:
+        for i in range(first, first + distance):
+            _butterflies2(x, i, distance)
 
 
 @kernel

@@ -82,7 +82,7 @@ class StoredRows:
 
     def write(self, start: int, rows: EncodedRows) -> None:
         """Store encoded rows from row `start` on."""
-        store_rows(rows.planes, row_places(self.lead.shape[2] // BLOCK), self.lead, self.rest, start)
+        store_rows(rows.planes, self.lead, self.rest, start)
         _write_sides(self, start, rows)
 
     def read(self, rows: npt.NDArray[np.int64]) -> EncodedRows:

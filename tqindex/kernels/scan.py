@@ -72,14 +72,14 @@ def scan_rows(
 
     Arrays of shape (0, ...) stand for sides that the codec or metric does not have.
 
-    rows : (lead, rest, scales, sketch_scales, offsets, ids, live), as `tqindex.kernels.rows.StoredRows`; without ids
-        a row's id is first_id + row; live as `tqindex.kernels.live` has it
+    rows : (lead, rest, scales, sketch_scales, offsets, ids, live, dense), as `tqindex.kernels.rows.StoredRows`;
+        without ids a row's id is first_id + row; live as `tqindex.kernels.live` has it
     tables : (bits, table, sketch_table, configuration)
     queries : (nq, packed, sketch_packed, multiplier), int8 as `pack_queries` makes them, nq of them real
     sides : float32 (6, columns), what belongs to each packed query; its thresholds are this call's own
     best_scores, best_ids : float32 and int64 (nq, k), heaps as `push` keeps them
     """
-    lead, rest, scales, sketch_scales, offsets, ids, live = rows
+    lead, rest, scales, sketch_scales, offsets, ids, live, _ = rows
     bits, table, sketch_table, configuration = tables
     nq, packed, sketch_packed, multiplier = queries
     has_sketch, has_offsets, has_ids = sketch_scales.shape[0] > 0, offsets.shape[0] > 0, ids.shape[0] > 0

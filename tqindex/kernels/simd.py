@@ -44,7 +44,7 @@ def splat(builder: Any, value: Any, vector: Any) -> Any:
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(INT, vector.count), [0] * vector.count))
 
 
-def constant(vector: Any, value: int) -> Any:
+def constant(vector: Any, value: float) -> Any:
     """Return a vector with the number `value` in every lane."""
     return ir.Constant(vector, [value] * vector.count)
 
@@ -146,20 +146,41 @@ def spread_neon(builder: Any, word: Any) -> Any:
     return builder.icmp_unsigned("!=", tested, ir.Constant(BYTES, None))
 
 
+def lookup_avx512(builder: Any, table: Any, masks: list[Any], bits: int) -> Any:
+    """table[code] for 16 codes of so many bits, of which masks tell the uppermost and the others are 0."""
+    index = ir.Constant(INTS, None)
+    for place, mask in enumerate(masks):
+        index = builder.or_(
+            index, builder.select(mask, constant(INTS, 1 << (bits - 1 - place)), ir.Constant(INTS, None))
+        )
+    return call(builder, "llvm.x86.avx512.permvar.sf.512", FLOATS, [table, index])
+
+
+def lookup_portable(builder: Any, table: Any, masks: list[Any], bits: int, code: int = 0) -> Any:
+    """The same by choices between all entries that can be meant."""
+    if not masks:
+        return builder.shuffle_vector(table, table, constant(INTS, code))
+    upper, lower = (
+        lookup_portable(builder, table, masks[1:], bits - 1, entry) for entry in (code + (1 << (bits - 1)), code)
+    )
+    return builder.select(masks[0], upper, lower)
+
+
 class Operations(NamedTuple):
     """What SIMD levels do in different ways."""
 
     dot4: Any
     shuffle: Any
     spread: Any
+    lookup: Any
 
 
 #: By level. "portable" has no way to take rows straight from their planes.
 OPERATIONS = {
-    "amx": Operations(dot4_avx512, shuffle_avx512, spread),
-    "avx512": Operations(dot4_avx512, shuffle_avx512, spread),
-    "avx2": Operations(dot4_avx2, shuffle_avx2, spread),
-    "i8mm": Operations(dot4_i8mm, shuffle_neon, spread_neon),
-    "dotprod": Operations(dot4_dotprod, shuffle_neon, spread_neon),
-    "portable": Operations(dot4_portable, None, None),
+    "amx": Operations(dot4_avx512, shuffle_avx512, spread, lookup_avx512),
+    "avx512": Operations(dot4_avx512, shuffle_avx512, spread, lookup_avx512),
+    "avx2": Operations(dot4_avx2, shuffle_avx2, spread, lookup_portable),
+    "i8mm": Operations(dot4_i8mm, shuffle_neon, spread_neon, lookup_portable),
+    "dotprod": Operations(dot4_dotprod, shuffle_neon, spread_neon, lookup_portable),
+    "portable": Operations(dot4_portable, None, None, lookup_portable),
 }

@@ -1,17 +1,22 @@
 """Operations on interleaved planes: counting their bits under a coarse query, comparing bounds, taking out a row."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from tqindex.kernels.simd import BYTE, FLOATS, INT, INTS, LONG, VOID, address, call, cgutils, constant, load, splat
+from tqindex.kernels.simd import BYTE, FLOATS, INT, INTS, LONG, VOID, address, call, cgutils, load, splat
 
 #: Bits of a coarse query's coordinate, two's complement.
 SLICES = 4
 #: Rows of a block, one per lane.
 _LANES = 8
+_WORD_BYTES = 8
+#: Bytes of the pieces in which `tqindex.codec.packing.interleave_rows` keeps what is less than a word.
+_PIECES = (4, 2, 1)
 _WORDS = ir.VectorType(LONG, _LANES)
 _COUNTS = ir.VectorType(INT, _LANES)
 _REALS = ir.VectorType(ir.FloatType(), _LANES)
@@ -23,77 +28,149 @@ _AHEAD = 2048
 
 @intrinsic
 def count_blocks(
-    typing_context: Any, plane: Any, first: Any, second: Any, width: Any, slices: Any, counts: Any, at: Any
+    typing_context: Any,
+    plane: Any,
+    first: Any,
+    second: Any,
+    step: Any,
+    pairs: Any,
+    width: Any,
+    slices: Any,
+    counts: Any,
+    at: Any,
 ) -> Any:
-    """Sum a coarse query over the set bits of the 8 rows of two blocks.
+    """Sum a coarse query over the set bits of the 8 rows of each of two runs of blocks.
 
-    count_blocks(plane, first, second, width, slices, counts, at): plane u8, blocks of 8 rows of `width` bytes that
-    start at bytes `first` and `second`; slices u64 [ceil(width / 8)][SLICES]: bit s of the coordinates of a word,
-    two's complement; counts i32, 16 written from `at` on.
+    count_blocks(plane, first, second, step, pairs, width, slices, counts, at): plane u8, blocks of 8 rows of `width`
+    bytes, `pairs` of them from byte `first` and as many from byte `second` on, `step` bytes apart; slices u64
+    [ceil(width / 8)][SLICES]: bit s of the coordinates of a word, two's complement; counts i32, written from `at` on,
+    16 for each pair: those of the first run's block and those of the second's.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        v_plane, v_first, v_second, v_width, v_slices, v_counts, v_at = arguments
-        t_plane, t_slices, t_counts = signature.args[0], signature.args[4], signature.args[5]
-        blocks = [address(context, builder, t_plane, v_plane, at, BYTE) for at in (v_first, v_second)]
-        zero = ir.Constant(_WORDS, None)
-        totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(SLICES)] for _ in blocks]
-        for total in (one for stream in totals for one in stream):
-            builder.store(zero, total)
+        v_plane, v_first, v_second, v_step, v_pairs, v_width, v_slices, v_counts, v_at = arguments
+        t_plane, t_slices, t_counts = signature.args[0], signature.args[6], signature.args[7]
+        runs = [address(context, builder, t_plane, v_plane, start, BYTE) for start in (v_first, v_second)]
+        slices = address(context, builder, t_slices, v_slices, LONG(0), LONG)
+        counts = address(context, builder, t_counts, v_counts, v_at, INT)
+        # Ahead is where the run goes: its blocks need not be neighbours.
+        one_step = builder.select(builder.icmp_signed("==", v_step, LONG(0)), LONG(1), v_step)
+        steps = builder.udiv(builder.add(one_step, LONG(_AHEAD - 1)), one_step)
+        ahead = builder.mul(steps, one_step)
+        whole, tail = builder.lshr(v_width, LONG(3)), builder.and_(v_width, LONG(7))
 
-        def count(words: list[Any], i: Any) -> None:
-            for s in range(SLICES):
-                index = builder.add(builder.mul(i, LONG(SLICES)), LONG(s))
-                query = splat(
-                    builder, load(builder, address(context, builder, t_slices, v_slices, index, LONG)), _WORDS
-                )
-                for word, total in zip(words, totals, strict=True):
-                    found = call(builder, "llvm.ctpop.v8i64", _WORDS, [builder.and_(word, query)])
-                    builder.store(builder.add(builder.load(total[s]), found), total[s])
+        def each_pair(sum_pair: Callable[[list[Any]], list[Any]]) -> None:
+            """Emit the loop over the pairs; sum_pair(blocks) returns the slices' totals of either."""
+            with cgutils.for_range_slice(builder, LONG(0), v_pairs, LONG(1), LONG) as (j, _):
+                blocks = [builder.gep(run, [builder.mul(j, v_step)]) for run in runs]
+                for stream, total in enumerate(sum_pair(blocks)):
+                    index = builder.add(builder.mul(j, LONG(_LANES * STREAMS)), LONG(_LANES * stream))
+                    pointer = builder.bitcast(builder.gep(counts, [index]), _COUNTS.as_pointer())
+                    builder.store(builder.trunc(_join_slices(builder, total), _COUNTS), pointer).align = 4
 
-        whole = builder.lshr(v_width, LONG(3))
-        with cgutils.for_range_slice(builder, LONG(0), whole, LONG(1), LONG) as (i, _):
-            words = []
-            for block in blocks:
-                pointer = builder.gep(block, [builder.mul(i, LONG(64))])
-                ahead = builder.gep(pointer, [LONG(_AHEAD)])
-                call(builder, "llvm.prefetch.p0", VOID, [ahead, INT(0), INT(3), INT(1)])
-                words.append(load(builder, builder.bitcast(pointer, _WORDS.as_pointer())))
-            count(words, i)
-        _for_tail(builder, blocks, whole, builder.and_(v_width, LONG(7)), count)
-        for stream, total in enumerate(totals):
-            # Two's complement: the highest slice counts against the others.
-            value = builder.neg(builder.shl(builder.load(total[-1]), constant(_WORDS, SLICES - 1)))
-            for s in range(SLICES - 1):
-                value = builder.add(value, builder.shl(builder.load(total[s]), constant(_WORDS, s)))
-            index = builder.add(v_at, LONG(_LANES * stream))
-            pointer = address(context, builder, t_counts, v_counts, index, _COUNTS)
-            builder.store(builder.trunc(value, _COUNTS), pointer).align = 4
+        def sum_any(blocks: list[Any]) -> list[Any]:
+            return _sum_pair(builder, blocks, slices, whole, tail, ahead)
+
+        # Rows of one word and a tail: without a loop for each block, and without asking for each how long the tail is.
+        with builder.if_else(builder.icmp_unsigned("==", whole, LONG(1))) as (short, long):
+            with short:
+                for size in range(_WORD_BYTES):
+                    with builder.if_then(builder.icmp_unsigned("==", tail, LONG(size))):
+                        queries = [_query(builder, slices, LONG(i)) for i in range(1 + (size > 0))]
+                        each_pair(partial(_sum_short_pair, builder, queries, size, ahead))
+            with long:
+                each_pair(sum_any)
         return context.get_dummy_value()
 
     index = types.intp
-    return types.void(plane, index, index, index, slices, counts, index), codegen
+    return types.void(plane, index, index, index, index, index, slices, counts, index), codegen
 
 
-def _for_tail(builder: Any, blocks: list[Any], whole: Any, tail: Any, count: Any) -> None:
-    """Emit count(words, whole) for the `tail` bytes behind the whole words, in pieces of 4, 2 and 1 bytes."""
+def _query(builder: Any, slices: Any, word: Any) -> list[Any]:
+    """Return the slices of a word of the query, in every lane."""
+    first = builder.mul(word, LONG(SLICES))
+    return [
+        splat(builder, load(builder, builder.gep(slices, [builder.add(first, LONG(s))])), _WORDS) for s in range(SLICES)
+    ]
+
+
+def _count(builder: Any, word: Any, query: list[Any]) -> list[Any]:
+    """Return for each slice how many bits of it are set in 8 rows' words."""
+    return [call(builder, "llvm.ctpop.v8i64", _WORDS, [builder.and_(word, one)]) for one in query]
+
+
+def _join_slices(builder: Any, totals: list[Any]) -> Any:
+    """Return what the slices' counts stand for: two's complement, the highest one counts against the others."""
+    value = builder.neg(totals[-1])
+    for total in totals[-2::-1]:
+        value = builder.add(builder.add(value, value), total)
+    return value
+
+
+def _load_word(builder: Any, block: Any, i: Any, ahead: Any) -> Any:
+    """Return word i of a block's rows; asks for the one that is `ahead` bytes behind it."""
+    pointer = builder.gep(block, [builder.mul(i, LONG(_LANES * _WORD_BYTES))])
+    call(builder, "llvm.prefetch.p0", VOID, [builder.gep(pointer, [ahead]), INT(0), INT(3), INT(1)])
+    return load(builder, builder.bitcast(pointer, _WORDS.as_pointer()))
+
+
+def _load_piece(builder: Any, block: Any, at: Any, size: int, shift: Any) -> Any:
+    """Return `size` bytes of each row, from byte `at` of the block on, shifted to their place in a word."""
+    pointer = builder.bitcast(builder.gep(block, [at]), ir.VectorType(ir.IntType(8 * size), _LANES).as_pointer())
+    return builder.shl(builder.zext(load(builder, pointer), _WORDS), splat(builder, shift, _WORDS))
+
+
+def _sum_short_pair(builder: Any, queries: list[list[Any]], size: int, ahead: Any, blocks: list[Any]) -> list[Any]:
+    """Return the totals of two blocks whose rows are one word and `size` bytes."""
+    totals = []
+    for block in blocks:
+        total = _count(builder, _load_word(builder, block, LONG(0), ahead), queries[0])
+        if size:
+            tail, done = ir.Constant(_WORDS, None), 0
+            for part in _PIECES:
+                if size & part:
+                    at = LONG(_LANES * (_WORD_BYTES + done))
+                    tail = builder.or_(tail, _load_piece(builder, block, at, part, LONG(8 * done)))
+                    done += part
+            total = [builder.add(*pair) for pair in zip(total, _count(builder, tail, queries[1]), strict=True)]
+        totals.append(total)
+    return totals
+
+
+def _sum_pair(builder: Any, blocks: list[Any], slices: Any, whole: Any, tail: Any, ahead: Any) -> list[Any]:
+    """Return the totals of two blocks whose rows are `whole` words and `tail` bytes."""
+    totals = [[_variable(builder) for _ in range(SLICES)] for _ in blocks]
+
+    def count(words: list[Any], i: Any) -> None:
+        query = _query(builder, slices, i)
+        for word, total in zip(words, totals, strict=True):
+            for found, variable in zip(_count(builder, word, query), total, strict=True):
+                builder.store(builder.add(builder.load(variable), found), variable)
+
+    with cgutils.for_range_slice(builder, LONG(0), whole, LONG(1), LONG) as (i, _):
+        count([_load_word(builder, block, i, ahead) for block in blocks], i)
     with builder.if_then(builder.icmp_signed("!=", tail, LONG(0))):
-        words = [cgutils.alloca_once_value(builder, ir.Constant(_WORDS, None)) for _ in blocks]
-        for word in words:
-            builder.store(ir.Constant(_WORDS, None), word)
+        words = [_variable(builder) for _ in blocks]
         done = cgutils.alloca_once_value(builder, LONG(0))
         builder.store(LONG(0), done)
-        for size in (4, 2, 1):
+        for size in _PIECES:
             with builder.if_then(builder.icmp_signed("!=", builder.and_(tail, LONG(size)), LONG(0))):
                 at = builder.mul(builder.add(builder.mul(whole, LONG(8)), builder.load(done)), LONG(_LANES))
-                shift = splat(builder, builder.mul(builder.load(done), LONG(8)), _WORDS)
-                pieces = ir.VectorType(ir.IntType(8 * size), _LANES)
+                shift = builder.mul(builder.load(done), LONG(8))
                 for block, word in zip(blocks, words, strict=True):
-                    piece = load(builder, builder.bitcast(builder.gep(block, [at]), pieces.as_pointer()))
-                    piece = builder.shl(builder.zext(piece, _WORDS), shift)
+                    piece = _load_piece(builder, block, at, size, shift)
                     builder.store(builder.or_(builder.load(word), piece), word)
                 builder.store(builder.add(builder.load(done), LONG(size)), done)
         count([builder.load(word) for word in words], whole)
+    return [[builder.load(variable) for variable in total] for total in totals]
+
+
+def _variable(builder: Any) -> Any:
+    """Return room for words, zero."""
+    zero = ir.Constant(_WORDS, None)
+    variable = cgutils.alloca_once_value(builder, zero)
+    builder.store(zero, variable)
+    return variable
 
 
 def make_reach_blocks(with_offsets: bool) -> Any:
@@ -167,45 +244,3 @@ def prefetch(typing_context: Any, array: Any, at: Any, size: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp), codegen
-
-
-@intrinsic
-def gather_row(typing_context: Any, lead: Any, at: Any, lane: Any, width: Any, out: Any, out_at: Any) -> Any:
-    """Copy one row's plane out of the block of 8 rows that starts at byte `at` of `lead`, u8.
-
-    out: u8, whole words written from `out_at` on; zeros beyond the plane's `width` bytes.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        v_lead, v_at, v_lane, v_width, v_out, v_out_at = arguments
-        block = address(context, builder, signature.args[0], v_lead, v_at, BYTE)
-        target = address(context, builder, signature.args[4], v_out, v_out_at, BYTE)
-
-        def piece(first: Any, size: int) -> Any:
-            """The row's `size` bytes behind its first ones."""
-            index = builder.add(builder.mul(first, LONG(_LANES)), builder.mul(v_lane, LONG(size)))
-            pointer = builder.bitcast(builder.gep(block, [index]), ir.IntType(8 * size).as_pointer())
-            return load(builder, pointer)
-
-        def write(first: Any, word: Any) -> None:
-            builder.store(word, builder.bitcast(builder.gep(target, [first]), LONG.as_pointer())).align = 1
-
-        whole = builder.and_(v_width, LONG(-8))
-        with cgutils.for_range_slice(builder, LONG(0), whole, LONG(8), LONG) as (i, _):
-            write(i, piece(i, 8))
-        tail = builder.and_(v_width, LONG(7))
-        with builder.if_then(builder.icmp_signed("!=", tail, LONG(0))):
-            word, done = (cgutils.alloca_once_value(builder, LONG(0)) for _ in range(2))
-            builder.store(LONG(0), word)
-            builder.store(LONG(0), done)
-            for size in (4, 2, 1):
-                with builder.if_then(builder.icmp_signed("!=", builder.and_(tail, LONG(size)), LONG(0))):
-                    part = builder.zext(piece(builder.add(whole, builder.load(done)), size), LONG)
-                    part = builder.shl(part, builder.mul(builder.load(done), LONG(8)))
-                    builder.store(builder.or_(builder.load(word), part), word)
-                    builder.store(builder.add(builder.load(done), LONG(size)), done)
-            write(whole, builder.load(word))
-        return context.get_dummy_value()
-
-    index = types.intp
-    return types.void(lead, index, index, index, out, index), codegen

@@ -10,7 +10,7 @@ from typing import Any
 from tqindex.codec import Codec
 from tqindex.codec.codec import METRICS
 from tqindex.errors import CorruptIndexError, FormatVersionError, MissingFileError, TQIndexError
-from tqindex.index.index import FORMAT_VERSION
+from tqindex.index.describe import FORMAT_VERSION
 from tqindex.storage.files import storage_errors
 
 MANIFEST = "manifest.json"

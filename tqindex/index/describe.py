@@ -1,0 +1,52 @@
+"""What `Index.info` says."""
+
+from typing import Any
+
+from tqindex.codec import Codec
+from tqindex.index.segments import RowSet
+from tqindex.kernels.compile import cache_folder
+from tqindex.kernels.cpu import simd_level
+from tqindex.kernels.threads import available_threads
+
+#: Of the directories that `save` writes; from 1 on, files are read for ever.
+FORMAT_VERSION = 1
+
+
+def describe(codec: Codec, metric: str, rows: RowSet, scan: str, scored: float | None) -> dict[str, Any]:
+    """Return what `Index.info` does."""
+    segments = rows.all_segments()
+    n, n_rows = len(rows), rows.n_rows
+    code_bytes = sum(segment.n * segment.rows.code_bytes for segment in segments)
+    side_bytes = sum(segment.n * segment.rows.side_bytes for segment in segments)
+    id_bytes = sum(segment.id_bytes for segment in segments)
+    live_bytes = sum(segment.live.nbytes for segment in segments)
+    total = code_bytes + side_bytes + id_bytes + live_bytes
+    folder = cache_folder()
+    return {
+        "n": n,
+        "removed": n_rows - n,
+        "dim": codec.dim,
+        "metric": metric,
+        "bits": codec.bits,
+        "codec": codec.kind,
+        "sketch": codec.sketch if codec.kind == "prod" else None,
+        "scale": codec.scale,
+        "centered": codec.center is not None,
+        "rotation": codec.rotation,
+        "seed": codec.seed,
+        "effort": codec.effort,
+        "code_bytes": code_bytes,
+        "side_bytes": side_bytes,
+        "id_bytes": id_bytes,
+        "live_bytes": live_bytes,
+        "total_bytes": total,
+        "bytes_per_vector": total / n if n else None,
+        "float32_bytes_per_vector": 4 * codec.dim,
+        "segments": len(segments),
+        "format_version": FORMAT_VERSION,
+        "scan": scan,
+        "rows_scored": scored,
+        "simd": simd_level(),
+        "threads": available_threads(),
+        "kernel_cache": None if folder is None else str(folder),
+    }
