@@ -153,11 +153,11 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture(scope="session")
 def snapshot() -> Callable[[Path], dict[str, Any]]:
-    """Return a function that tells everything about a folder that a command could change."""
+    """Return a function that tells everything about a folder that a command could change, but for writers' locks."""
 
     def take(folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for path in sorted(folder.rglob("*")):
+        for path in sorted(path for path in folder.rglob("*") if path.name != "lock"):
             stat = path.lstat()
             content = (hashlib.sha256(path.read_bytes()).hexdigest(), stat.st_mtime_ns) if path.is_file() else None
             found[str(path.relative_to(folder))] = (stat.st_mode, stat.st_ino, content)

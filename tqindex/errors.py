@@ -37,6 +37,10 @@ class StorageError(TQIndexError, OSError):
     """The index cannot be written or read: disk full, permission, output that exists."""
 
 
+class LockedError(StorageError):
+    """Another process or thread is writing the index."""
+
+
 class CorruptIndexError(TQIndexError, ValueError):
     """An index on disk is truncated, altered, or not an index at all."""
 

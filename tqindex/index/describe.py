@@ -8,8 +8,9 @@ from tqindex.kernels.compile import cache_folder
 from tqindex.kernels.cpu import simd_level
 from tqindex.kernels.threads import available_threads
 
-#: Of the directories that `save` writes; from 1 on, files are read for ever.
-FORMAT_VERSION = 1
+#: The newest that is read and written; from 1 on, files are read for ever. 2 adds rows that are removed, and is
+#: written where there are any.
+FORMAT_VERSION = 2
 
 
 def describe(codec: Codec, metric: str, rows: RowSet, scan: str, scored: float | None) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def describe(codec: Codec, metric: str, rows: RowSet, scan: str, scored: float |
         "bytes_per_vector": total / n if n else None,
         "float32_bytes_per_vector": 4 * codec.dim,
         "segments": len(segments),
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if n < n_rows else 1,
         "scan": scan,
         "rows_scored": scored,
         "simd": simd_level(),

@@ -1,16 +1,19 @@
 """Reading and verifying an index on disk."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from tqindex.errors import CorruptIndexError
 from tqindex.index import Index
 from tqindex.index.segments import RowSet, Segment
-from tqindex.storage.manifest import Manifest, read_manifest
-from tqindex.storage.segments import read_segment
+from tqindex.storage.files import FileEntry, read_content
+from tqindex.storage.manifest import LiveEntry, Manifest, read_manifest
+from tqindex.storage.segments import parse_segments
 
 
 def load(path: str | os.PathLike[str], mmap: bool = True) -> Index:
@@ -35,22 +38,32 @@ def load(path: str | os.PathLike[str], mmap: bool = True) -> Index:
 def _open(path: str | os.PathLike[str], mmap: bool) -> tuple[Index, Manifest]:
     directory = Path(path)
     manifest = read_manifest(directory)
-    try:
-        segments = _read_segments(directory, manifest, mmap)
-    except CorruptIndexError:
-        newer = read_manifest(directory)
-        if newer == manifest:
-            raise
-        # A save came between the manifest and its files.
-        manifest, segments = newer, _read_segments(directory, newer, mmap)
-    index = Index(manifest.codec.dim, metric=manifest.metric, codec=manifest.codec)  # type: ignore[arg-type]
-    index._rows = RowSet(manifest.codec, manifest.metric, segments, None, manifest.next_id)
+    while True:
+        try:
+            segments = parse_segments(directory, manifest, _reader(directory, mmap))
+            break
+        except CorruptIndexError:
+            newer = read_manifest(directory)
+            if newer == manifest:
+                raise
+            manifest = newer  # a save came between the manifest and its files
+    index = index_of(manifest, segments)
     index._home = os.path.abspath(path), manifest  # noqa: PTH100 (as in save_index)
     return index, manifest
 
 
-def _read_segments(directory: Path, manifest: Manifest, mmap: bool) -> list[Segment]:
-    return [read_segment(directory, entry, manifest.codec, manifest.metric, mmap) for entry in manifest.segments]
+def _reader(directory: Path, mmap: bool) -> Callable[[FileEntry], npt.NDArray[np.uint8]]:
+    def read(entry: FileEntry) -> npt.NDArray[np.uint8]:
+        return read_content(directory / entry.file, entry, mmap and not isinstance(entry, LiveEntry))
+
+    return read
+
+
+def index_of(manifest: Manifest, segments: list[Segment]) -> Index:
+    """Return the index that a manifest and its segments make."""
+    index = Index(manifest.codec.dim, metric=manifest.metric, codec=manifest.codec)  # type: ignore[arg-type]
+    index._rows = RowSet(manifest.codec, manifest.metric, segments, None, manifest.next_id)
+    return index
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,7 @@ class Verification:
 
 
 def verify(path: str | os.PathLike[str]) -> Verification:
-    """Check the manifest, every file's checksum and form, and that ids are distinct.
+    """Check the manifest, every file's checksum and form, and that the ids of what is not removed are distinct.
 
     Raises
     ------
@@ -71,11 +84,13 @@ def verify(path: str | os.PathLike[str]) -> Verification:
         As `load`; the message names the first file that fails.
     """
     index, manifest = _open(path, mmap=False)
-    ids = np.sort(np.concatenate([np.empty(0, np.int64), *[s.all_ids() for s in index._rows.segments]]))
+    ids = np.sort(index.ids)
     repeated = ids[1:][ids[1:] == ids[:-1]]
     if repeated.size:
         raise CorruptIndexError(f"{path} has the id {repeated[0]} twice")
     if ids.size and (ids[0] < 0 or ids[-1] >= manifest.next_id):
         raise CorruptIndexError(f"{path} must have ids from 0 to {manifest.next_id - 1}, got {ids[0]} to {ids[-1]}")
-    sizes = {entry.file: entry.bytes for entry in manifest.segments}
-    return Verification(manifest, len(sizes), sum(sizes.values()))
+    hidden = ids[index._find(index._rows, ids) < 0]
+    if hidden.size:
+        raise CorruptIndexError(f"{path} has the id {hidden[0]} once more in a later row, which is removed")
+    return Verification(manifest, len(manifest.files), sum(entry.bytes for entry in manifest.files.values()))

@@ -4,8 +4,9 @@ The safetensors library writes them. Its reader copies, so the header is read he
 then the data.
 """
 
-import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from tqindex.codec import Codec
 from tqindex.codec.packing import BLOCK, row_places
 from tqindex.errors import CorruptIndexError
 from tqindex.index.segments import NO_IDS, ROW_MULTIPLE, Segment
 from tqindex.kernels.rows import StoredRows
-from tqindex.storage.files import storage_errors
-from tqindex.storage.manifest import SegmentEntry
+from tqindex.storage.files import FileEntry
+from tqindex.storage.manifest import Manifest, SegmentEntry
+
+UInt8Array = npt.NDArray[np.uint8]
 
 _ALIGNMENT = 64
 _LENGTH_BYTES = 8
@@ -50,7 +52,7 @@ def _pad_rows(name: str, tensor: npt.NDArray[Any], n: int, padded: int) -> npt.N
     return rows
 
 
-def _pad_blocks(lead: npt.NDArray[np.uint8], n: int, padded: int) -> npt.NDArray[np.uint8]:
+def _pad_blocks(lead: UInt8Array, n: int, padded: int) -> UInt8Array:
     """The same for planes by blocks of rows."""
     used, width = -(-n // BLOCK), lead.shape[2] // BLOCK
     blocks = np.ascontiguousarray(lead[:, : padded // BLOCK])
@@ -62,44 +64,49 @@ def _pad_blocks(lead: npt.NDArray[np.uint8], n: int, padded: int) -> npt.NDArray
     return blocks
 
 
-def read_segment(directory: Path, entry: SegmentEntry, codec: Codec, metric: str, mmap: bool) -> Segment:
-    """Open a segment file; without `mmap` it is read whole and its checksum compared.
+def parse_segments(directory: Path, manifest: Manifest, read: Callable[[FileEntry], UInt8Array]) -> list[Segment]:
+    """Return the segments that a manifest names; `read` gives a file's content, `directory` is for messages.
 
     Raises
     ------
     CorruptIndexError
-        The file is missing, truncated, altered, or not of the form that the manifest says.
-    StorageError
-        It cannot be read.
+        What a file holds is not of the form that the manifest says.
     """
+    return [_parse_segment(directory, entry, manifest, read) for entry in manifest.segments]
+
+
+def _parse_segment(
+    directory: Path, entry: SegmentEntry, manifest: Manifest, read: Callable[[FileEntry], UInt8Array]
+) -> Segment:
     path = directory / entry.file
-    content = _open(path, entry, mmap)
-    tensors = _parse(path, content)
+    tensors = _parse(path, read(entry))
     padded = -(-entry.n // ROW_MULTIPLE) * ROW_MULTIPLE
     arrays = {}
-    for name, one in StoredRows.allocate(codec, metric, BLOCK).arrays().items():
+    for name, one in StoredRows.allocate(manifest.codec, manifest.metric, BLOCK).arrays().items():
         shape = list(one.shape)
         shape[1 if name == "lead" else 0] *= padded // BLOCK
         arrays[name] = _take(path, tensors, name, one.dtype, tuple(shape))
     rows = StoredRows(**arrays)
     ids = NO_IDS if entry.first_id is not None else _take(path, tensors, "ids", np.int64, (padded,))
-    return Segment(rows, ids, entry.first_id or 0, entry.n, entry.file)
+    segment = Segment(rows, ids, entry.first_id or 0, entry.n, entry.file)
+    if entry.live is None:
+        return segment
+    # Not before the segment's own file has shown that it has n rows: that bounds the size of this one.
+    live = read(entry.live)
+    _check_live(directory / entry.live.file, live, entry)
+    return replace(segment, live=live, live_file=entry.live.file)
 
 
-def _open(path: Path, entry: SegmentEntry, mmap: bool) -> npt.NDArray[np.uint8]:
-    with storage_errors(path, "read"):
-        if path.is_symlink() or not path.is_file():
-            raise CorruptIndexError(f"{path} is missing or not a plain file")
-        size = path.stat().st_size
-        if size != entry.bytes or size < _LENGTH_BYTES:
-            raise CorruptIndexError(f"{path} is truncated or altered: it must have {entry.bytes} bytes, got {size}")
-        content: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, "r") if mmap else np.fromfile(path, np.uint8)
-    if not mmap and hashlib.sha256(content.data).hexdigest() != entry.sha256:
-        raise CorruptIndexError(f"{path} is altered: its checksum does not match the manifest's")
-    return content
+def _check_live(path: Path, live: UInt8Array, entry: SegmentEntry) -> None:
+    spare = -entry.n % 8
+    if spare and live[-1] >> (8 - spare):
+        raise CorruptIndexError(f"{path} is altered: it has bits past the segment's {entry.n} rows")
+    removed = entry.n - int(np.bitwise_count(live).sum())
+    if removed != entry.removed:
+        raise CorruptIndexError(f"{path} is altered: {entry.removed} rows must be removed in it, got {removed}")
 
 
-def _parse(path: Path, content: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+def _parse(path: Path, content: UInt8Array) -> dict[str, npt.NDArray[Any]]:
     """Return the file's arrays as views of its content; every number is checked before it is used."""
     length = int.from_bytes(content[:_LENGTH_BYTES].tobytes(), "little")
     start = _LENGTH_BYTES + length
@@ -114,7 +121,7 @@ def _parse(path: Path, content: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[
         raise CorruptIndexError(f"{path} is altered: its header cannot be used ({error})") from error
 
 
-def _view(data: npt.NDArray[np.uint8], dtype: str, shape: list[int], data_offsets: list[int]) -> npt.NDArray[Any]:
+def _view(data: UInt8Array, dtype: str, shape: list[int], data_offsets: list[int]) -> npt.NDArray[Any]:
     first, last = data_offsets
     if not 0 <= first <= last <= len(data) or first % _ALIGNMENT or any(size < 0 for size in shape):
         raise ValueError(f"data_offsets {data_offsets} and shape {shape} do not fit {len(data)} bytes")

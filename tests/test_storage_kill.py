@@ -1,0 +1,129 @@
+"""Writers killed by the system at random moments: what a returned save promised is there, or what was being saved."""
+
+import json
+
+import pytest
+
+# A process that forks writers and kills them. A writer changes the index again and again, and reports each state that
+# it saves through a pipe: before the save, and when the save has returned.
+DRIVER = """
+import hashlib, json, os, random, signal, sys, time
+from pathlib import Path
+import numpy as np
+import tqindex as tq
+
+home, kills = Path(sys.argv[1]), int(sys.argv[2])
+chance = random.Random(3)
+
+
+def state_of(index):
+    ids = np.sort(index.ids)
+    content = ids.tobytes() + index.reconstruct(ids).tobytes() + index._rows.next_id.to_bytes(8, "little")
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def change(index, rng):
+    '''Return the changed index, and whether it is another one.'''
+    if len(index._rows.segments) > 12:
+        other = tq.Index(8)
+        other.add(rng.standard_normal((100, 8)), threads=1)
+        return other, True
+    kind, ids = rng.integers(4), index.ids
+    some = rng.permutation(ids)[: rng.integers(1, 20)]
+    if kind == 0 or len(ids) < 50:
+        index.add(rng.standard_normal((rng.integers(1, 60), 8)), threads=1)
+    elif kind == 1:
+        index.remove(some)
+    elif kind == 2:
+        index.update(some, rng.standard_normal((len(some), 8)), threads=1)
+    else:
+        index.remove(some)
+        index.add(rng.standard_normal((len(some), 8)), ids=some, threads=1)
+    return index, False
+
+
+def write(place, report, seed):
+    rng = np.random.default_rng(seed)
+    index = tq.load(place, mmap=bool(seed % 2)) if place.exists() else tq.Index(8)
+    while True:
+        index, replaces = change(index, rng)
+        state = state_of(index).encode()
+        os.write(report, b"begun " + state + b" ")
+        index.save(place, overwrite=replaces)
+        os.write(report, b"saved " + state + b" ")
+
+
+def run_and_kill(place, seed, seconds):
+    '''Return what a writer reported until it was killed.'''
+    reports, report = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            write(place, report, seed)
+        finally:
+            os._exit(1)
+    os.close(report)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status), "the writer failed before it was killed"
+    with os.fdopen(reports) as file:
+        return file.read().split()
+
+
+def possible_states(before, reports):
+    '''The last state of a save that returned, and the one whose save had begun.'''
+    pairs = list(zip(reports[::2], reports[1::2]))
+    saved = [state for word, state in pairs if word == "saved"]
+    states = {saved[-1] if saved else before}
+    return states | {pairs[-1][1]} if pairs and pairs[-1][0] == "begun" else states
+
+
+warm = tq.Index(8)  # compiles and loads before the forks what writers need
+warm.add(np.ones((9, 8)), threads=1)
+state_of(change(warm, np.random.default_rng(0))[0])
+
+place, state = home / "index", None
+counts = {"kills": 0, "inside a save": 0, "of a new directory": 0, "after the commit": 0, "saves": 0}
+for seed in range(kills):
+    if seed and not chance.randrange(5):
+        place, state = home / f"index{seed}", None
+    reports = run_and_kill(place, seed, chance.uniform(0, 0.1))
+    possible = possible_states(state, reports)
+    found = None
+    if place.exists():
+        tq.verify(place)
+        found = state_of(tq.load(place))
+    assert found in possible, (found, possible, reports)
+    counts["kills"] += 1
+    counts["saves"] += reports.count("saved")
+    counts["inside a save"] += reports.count("begun") - reports.count("saved")
+    counts["of a new directory"] += state is None
+    counts["after the commit"] += len(possible) == 2 and found == reports[-1]
+    state = found
+
+for place in home.glob("index*"):
+    index = tq.load(place)
+    index.save(place)
+    assert {path.name for path in place.iterdir()} - {"lock", "manifest.json"} == set(tq.verify(place).manifest.files)
+    left = [path for path in home.glob(f".{place.name}.*") if any(path.iterdir())]
+    assert not left, left
+print(json.dumps(counts))
+"""
+
+
+def kill_writers(run_python, folder, kills):
+    counts = json.loads(run_python("-c", DRIVER, str(folder), str(kills), OPENBLAS_NUM_THREADS="1"))
+    assert counts["kills"] == kills
+    assert counts["inside a save"] > kills / 5, "kills must hit saves"
+    assert counts["of a new directory"] > kills / 20
+    assert counts["saves"] > kills
+
+
+def test_killed_writers(run_python, tmp_path):
+    kill_writers(run_python, tmp_path, 50)
+
+
+@pytest.mark.nightly
+def test_many_killed_writers(run_python, tmp_path):
+    kill_writers(run_python, tmp_path, 1000)
