@@ -221,7 +221,7 @@ def remove_command(index: Path, names: str) -> None:
 @cli.command("compact")
 @click.argument("index", type=click.Path(path_type=Path))
 def compact_command(index: Path) -> None:
-    """Rewrite INDEX without its removed vectors, and join small segments to full ones.
+    """Rewrite INDEX without its removed vectors, in full segments.
 
     Ids and scores stay as they are. Segments that are full and have lost nothing are not rewritten.
     """
