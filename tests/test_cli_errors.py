@@ -121,7 +121,7 @@ CASES = [
     ("search good.h5 good.h5", "good.h5 is not a tqindex index: it has no manifest.json"),
     ("search cut good.h5", "is truncated or altered: it must have"),
     ("search altered good.h5", "is altered: its checksum does not match the manifest's"),
-    ("search newer good.h5", "newer has format version 7; this tqindex reads 1: upgrade tqindex"),
+    ("search newer good.h5", "newer has format version 7; this tqindex reads 1 to 2: upgrade tqindex"),
     ("search index.tq no.npy", "no.npy: no such file"),
     ("search index.tq empty.npy", "empty.npy is empty"),
     ("search index.tq wide.npy", "wide.npy: vectors must have 8 columns as index.tq has, got 9"),

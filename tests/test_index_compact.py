@@ -253,3 +253,17 @@ def test_many_small_segments_are_joined_and_full_ones_kept(state: Any) -> None:
     assert rows.next_id == index._rows.next_id
     index._commit(rows, moved=True)
     assert state(index) == before
+
+
+def test_saving_joins_many_small_segments(tmp_path: Path, state: Any) -> None:
+    index, rows = tq.Index(16), np.random.default_rng(0).standard_normal((5, 16))
+    for turn in range(MAX_SMALL_SEGMENTS + 1):
+        index.add(rows + turn, np.arange(5) + 10 * (99 - turn))
+        assert 990 in index  # the look-up is there before the rows move
+        before = state(index)
+        index.save(tmp_path / "index")
+        assert state(index) == before
+    assert index.info()["segments"] == len(list((tmp_path / "index").glob("segment-*"))) == 6
+    assert state(tq.load(tmp_path / "index")) == before
+    index.update([990], rows[:1])
+    assert index.search(rows[0], 1).ids == 990

@@ -128,6 +128,7 @@ def test_empty_ones(gaussian_rows: Any, state: Any) -> None:
         ({"sketch": "gaussian"}, "must have sketch 'orthogonal' as this index has, got 'gaussian'"),
         ({"scale": "paper"}, "must have scale 'unbiased' as this index has, got 'paper'"),
         ({"rotation": "hadamard"}, "must have rotation 'dense' as this index has, got 'hadamard'"),
+        ({"originals": "float16"}, "must have originals None as this index has, got 'float16'"),
         ({"seed": 1}, "must have seed 0 as this index has, got 1"),
         ({"effort": "search"}, "must have effort 'plain' as this index has, got 'search'"),
         ({"center": np.ones(16)}, "must have the same center as this index, got another one"),
@@ -215,3 +216,16 @@ def test_the_other_is_searched_and_added_to_meanwhile(
     assert len(other) == 170
     assert index.ids.tolist() == list(range(150))
     assert state(index) == state(index_of(rows[:150]))
+
+
+@pytest.mark.parametrize("originals", ["float16", "float32"])
+def test_originals_come_along(originals: Any, gaussian_rows: Any) -> None:
+    rows = gaussian_rows(200, 16)
+    index = index_of(rows[:100], originals=originals)
+    index.merge(index_of(rows[100:], np.arange(100, 200), originals=originals))
+    index.remove(range(0, 200, 3))
+    index.compact()
+    whole = index_of(rows, originals=originals)
+    whole.remove(range(0, 200, 3))
+    for one, other in zip(index.search(rows, 5, rerank=100), whole.search(rows, 5, rerank=100), strict=True):
+        np.testing.assert_array_equal(one, other)

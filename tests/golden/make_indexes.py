@@ -1,9 +1,9 @@
-"""Golden index directories: what format version 1 is, byte for byte, and what a search of it gives.
+"""Golden index directories: what the format versions are, byte for byte, and what a search of them gives.
 
     python tests/golden/make_indexes.py            compares what this tqindex writes with the committed directories
     python tests/golden/make_indexes.py --write    writes those that are missing; a committed one is never replaced
 
-Files of version 1 are read for ever, so a directory that a later version no longer writes stays here and is read.
+Files of all versions from 1 on are read for ever: a directory that a later version no longer writes stays and is read.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from tqindex.codec.random import RandomStream
 
 STORE = Path(__file__).with_name("indexes")
 K = 5
-#: Name, dim, n, options of the index, caller ids.
+#: Name, which begins with the format version, dim, n, options of the index, caller ids.
 _CASES: list[tuple[str, int, int, dict[str, Any], bool]] = [
     ("v1-mse-4-cosine-centred", 100, 70, {"bits": 4, "metric": "cosine"}, False),
     ("v1-mse-3-l2-ids", 65, 67, {"bits": 3, "metric": "l2"}, True),
@@ -29,6 +29,9 @@ _CASES: list[tuple[str, int, int, dict[str, Any], bool]] = [
     ("v1-prod-2-cosine", 70, 65, {"bits": 2, "metric": "cosine", "codec": "prod"}, False),
     ("v1-prod-4-l2-gaussian", 64, 10, {"bits": 4, "metric": "l2", "codec": "prod", "sketch": "gaussian"}, True),
     ("v1-mse-4-search", 67, 12, {"bits": 4, "metric": "cosine", "effort": "search"}, False),
+    ("v2-mse-4-cosine", 66, 70, {"bits": 4, "metric": "cosine"}, False),
+    ("v2-mse-2-l2-ids", 65, 75, {"bits": 2, "metric": "l2"}, True),
+    ("v2-prod-3-ip-emptied", 33, 9, {"bits": 3, "metric": "ip", "codec": "prod"}, False),
 ]
 
 
@@ -38,8 +41,20 @@ def cases() -> Iterator[tuple[str, tq.Index, Any]]:
         values = RandomStream(77, key).gaussians((n + 3) * dim).reshape(n + 3, dim).astype(np.float32)
         center = values.mean(axis=0) if name.endswith("-centred") else None
         index = tq.Index(dim, center=center, **options)
-        index.add(values[:n], np.arange(n)[::-1] * 1000 + 7 if with_ids else None)
+        ids = index.add(values[:n], np.arange(n)[::-1] * 1000 + 7 if with_ids else None)
+        if name.startswith("v2"):
+            _change(index, ids, values, emptied=name.endswith("-emptied"))
         yield name, index, values[n:]
+
+
+def _change(index: tq.Index, ids: Any, values: Any, emptied: bool) -> None:
+    """Make a second segment, and remove rows of both; most of the first, or all."""
+    with tempfile.TemporaryDirectory() as folder:
+        index.save(Path(folder) / "first")
+    index.update(ids[[1, 4]], values[[2, 3]])
+    index.add(values[:6])
+    index.remove([*(ids if emptied else ids[[0, 7, 8, -1]]), index.ids[-2]])
+    index.upsert(ids[[0, 2]], values[[5, 6]])
 
 
 def result(index: tq.Index, queries: Any) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from itertools import groupby
 
 import numpy as np
 
-from tqindex.codec import Codec
 from tqindex.errors import ArgumentError
 from tqindex.index.segments import Int64Array, RowSet, Segment, segment_capacity
 
@@ -43,14 +42,14 @@ def merged(rows: RowSet, other: RowSet, find: Callable[[Int64Array], Int64Array]
 
     Parameters
     ----------
-    rows, other : of equal codecs and metrics
     find : gives the rows of ids in `rows`, -1 for those that are not there
 
     Raises
     ------
     ArgumentError
-        Both have an id.
+        Metric, codec or what is kept of the originals differ, or both have an id.
     """
+    _check_alike(rows, other)
     for segment, block in _live_blocks(other.all_segments()):
         ids = segment.ids_of(block)
         if ids.size and ids.min() < rows.next_id:
@@ -63,15 +62,11 @@ def merged(rows: RowSet, other: RowSet, find: Callable[[Int64Array], Int64Array]
     return draft
 
 
-def check_equal_codecs(codec: Codec, metric: str, other_codec: Codec, other_metric: str) -> None:
-    """Refuse to mix codes that do not mean the same, naming the first difference.
-
-    Raises
-    ------
-    ArgumentError
-        The metrics differ, or anything in the codecs' configurations does.
-    """
-    here, there = {"metric": metric, **codec.get_config()}, {"metric": other_metric, **other_codec.get_config()}
+def _check_alike(rows: RowSet, other: RowSet) -> None:
+    """Refuse to mix codes that do not mean the same, naming the first difference."""
+    here, there = (
+        {"metric": each.metric, "originals": each.originals, **each.codec.get_config()} for each in (rows, other)
+    )
     for name, value in here.items():
         if there[name] != value and name in ("center", "codebook"):
             raise ArgumentError(f"other must have the same {name} as this index, got another one")
@@ -81,7 +76,7 @@ def check_equal_codecs(codec: Codec, metric: str, other_codec: Codec, other_metr
 
 def _rewritten(rows: RowSet, keep: Callable[[Segment], bool]) -> RowSet:
     """Keep some segments, and copy the live rows of each run of others to new ones; the last of them can grow."""
-    new = RowSet(rows.codec, rows.metric)
+    new = RowSet(rows.codec, rows.metric, originals=rows.originals)
     for kept, run in groupby(rows.all_segments(), keep):
         segments = list(run)
         if kept or (len(segments) == 1 and _is_whole(segments[0])):  # copied alone it would come out the same
@@ -107,8 +102,10 @@ def _append(target: RowSet, segments: Sequence[Segment]) -> None:
             # One segment's rows at a time: whether ids are stored is decided segment by segment.
             part, rows = np.split(rows, [target.room()])  # noqa: PLW2901
             more -= len(part)
-            for _, stored, at in target.reserve(len(part), _as_range(segment.ids_of(part)), more):
-                stored.copy(at, segment.rows, part)
+            for _, tail, at in target.reserve(len(part), _as_range(segment.ids_of(part)), more):
+                tail.rows.copy(at, segment.rows, part)
+                if tail.originals.size:
+                    tail.originals[at : at + len(part)] = segment.originals[part]
 
 
 def _live_blocks(segments: Sequence[Segment]) -> Iterator[tuple[Segment, Int64Array]]:
