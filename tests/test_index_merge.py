@@ -89,10 +89,10 @@ def test_an_id_that_was_removed_here_may_come_from_there(
     given: bool, built: bool, gaussian_rows: Any, state: Any
 ) -> None:
     """The look-up must answer with the new row, in whatever form either id is kept."""
-    rows = gaussian_rows(100, 16)
-    ids = np.arange(30)
-    index = index_of(rows[:30], ids[::-1] if given else None)
-    other = index_of(rows[50:80], None if given else ids[::-1])
+    rows = gaussian_rows(128, 16)
+    ids = np.arange(64)  # a full segment, so that what is merged begins one with ids of its own form
+    index = index_of(rows[:64], ids[::-1] if given else None)
+    other = index_of(rows[64:], None if given else ids[::-1])
     index.remove(ids)
     assert 3 not in index
     if not built:

@@ -169,6 +169,20 @@ class Changes(RuleBasedStateMachine):
         np.testing.assert_array_equal(found, expected)
         np.testing.assert_array_equal(scores, expected_scores)
 
+    @precondition(lambda self: self.held)
+    @rule(nq=st.sampled_from([1, 9]), share=st.sampled_from([0.1, 1.0]), seed=SEEDS)
+    def range_search(self, nq: int, share: float, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        queries = rng.standard_normal((nq, DIM), np.float32)
+        wanted = self.some_held(rng, share)
+        scores, ids = self.best(queries, wanted, len(wanted))
+        threshold = float(rng.choice(scores.ravel()))
+        lims, found_scores, found = self.index.range_search(queries, threshold, filter=wanted)
+        reached = scores <= threshold if self.metric == "l2" else scores >= threshold
+        np.testing.assert_array_equal(lims, np.append(0, np.cumsum(reached.sum(axis=1))))
+        np.testing.assert_array_equal(found, ids[reached])
+        np.testing.assert_array_equal(found_scores, scores[reached])
+
     def best(self, queries: Any, ids: Any, k: int) -> tuple[Any, Any]:
         """The k best of some ids by the codec's own scores; equal ones by the smaller id."""
         worst = np.inf if self.metric == "l2" else -np.inf
