@@ -222,7 +222,7 @@ def run(examples: int, steps: int, derandomize: bool) -> None:
 
 
 def test_sequences_of_changes() -> None:
-    run(examples=120, steps=25, derandomize=True)
+    run(examples=80, steps=25, derandomize=True)
 
 
 @pytest.mark.nightly
