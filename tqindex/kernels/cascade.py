@@ -72,37 +72,18 @@ def scan_rows_few(
         sample[0][:], sample[1][:] = -np.inf, NO_ID
         query = levels[q], sketch_levels[q], reals[q], integers[q]
         stages, best = (slices[q], weights[q]), (best_scores[q : q + 1], best_ids[q : q + 1])
-        scored += _scan_query(flat, shape, first_id, start, stop, tables, query, stages, best, sample, scratch)
+        # Without a threshold to begin with, a sample of blocks comes first, and then again.
+        begins = query[3][STAGES] > 0 and best[0][0, 0] == -np.inf
+        step = _SAMPLE if shape[2] <= BLOCK * _SHORT_WIDTH else _SAMPLE_LONG
+        if not begins or stop - start < step * max(BLOCK * _BATCH, _SAMPLE_ROWS * k):
+            step = 1
+        while step > 0:
+            target, floor = sample if step > 1 else best, sample[0][0, 0]
+            scored += _scan_blocks(
+                flat, shape, first_id, start, stop, step, tables, query, stages, floor, target, scratch
+            )
+            step = 1 if step > 1 else 0
     return scored
-
-
-@inner_kernel
-def _scan_query(
-    rows: Any,
-    shape: Any,
-    first_id: int,
-    start: int,
-    stop: int,
-    tables: Any,
-    query: Any,
-    stages: Any,
-    best: Any,
-    sample: Any,
-    scratch: Any,
-) -> int:
-    """Scan for one query; without a threshold to begin with, a sample of blocks comes first, and then again."""
-    begins = query[3][STAGES] > 0 and best[0][0, 0] == -np.inf
-    step = _SAMPLE if shape[2] <= BLOCK * _SHORT_WIDTH else _SAMPLE_LONG
-    if not begins or stop - start < step * max(BLOCK * _BATCH, _SAMPLE_ROWS * best[0].shape[1]):
-        step = 1
-    scored = 0
-    while True:
-        target = sample if step > 1 else best
-        floor = sample[0][0, 0]
-        scored += _scan_blocks(rows, shape, first_id, start, stop, step, tables, query, stages, floor, target, scratch)
-        if step == 1:
-            return scored
-        step = 1
 
 
 @called_kernel
@@ -120,7 +101,7 @@ def _scan_blocks(
     best: Any,
     scratch: Any,
 ) -> int:
-    """As `_scan_query` for every `step`-th block; rows that score less than `floor` are of no interest.
+    """Scan for one query every `step`-th block; rows that score less than `floor` are of no interest.
 
     rows: flat arrays; shape: (leading planes, blocks, bytes of a block, bytes of a row of `rest`).
 

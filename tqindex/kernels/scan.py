@@ -94,7 +94,8 @@ def scan_rows(
     scores, tile_offsets = np.empty(STRIP, np.float32), np.zeros(TILE, np.float32)
     thresholds = sides[THRESHOLDS]
     thresholds[:] = np.inf
-    thresholds[:nq] = best_scores[:, 0]
+    for q in range(nq):
+        thresholds[q] = best_scores[q, 0]
     begin_tiles(configuration)
     for tile in range(start, stop, TILE):
         tile_rows = min(TILE, stop - tile)
@@ -102,7 +103,8 @@ def scan_rows(
         if has_sketch:
             expand_tile(lead, rest, tile, tile_rows, bits - 1, 1, sketch_table, signs, work)
         if has_offsets:
-            tile_offsets[:tile_rows] = offsets[tile : tile + tile_rows]
+            for r in range(tile_rows):
+                tile_offsets[r] = offsets[tile + r]
         for group in range(0, groups, BLOCK_GROUPS):
             first = LANES * group
             multiply_tile(flat_levels, tile_rows, depth, flat_packed, group, products)
