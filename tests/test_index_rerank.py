@@ -49,7 +49,7 @@ def test_only_candidates_are_scored(gaussian_rows: Any, monkeypatch: pytest.Monk
     index.add(rows)
     candidates = index.search(queries, 15).ids
     monkeypatch.setattr(rerank, "_BLOCK_BYTES", 4 * 20 * 15 * 7)
-    scores, found = index.search(queries, 5, rerank=15)
+    found = index.search(queries, 5, rerank=15).ids
     true = exact(rows, queries, "ip")
     for q, row in enumerate(candidates):
         order = row[np.argsort(-true[q, row])][:5]
@@ -86,7 +86,7 @@ def test_more_candidates_bring_recall(gaussian_rows: Any) -> None:
 
 def test_what_cannot_be_done_is_said(gaussian_rows: Any) -> None:
     rows = gaussian_rows(20, 8)
-    with pytest.raises(ArgumentError, match="originals must be one of float16, float32; got 'float8'"):
+    with pytest.raises(ArgumentError, match=r"originals must be one of float16, float32; got 'float8'"):
         tq.Index(8, originals="float8")  # type: ignore[arg-type]
     index = tq.Index(8)
     index.add(rows)
@@ -98,7 +98,7 @@ def test_what_cannot_be_done_is_said(gaussian_rows: Any) -> None:
     assert len(index) == 0
     index.add(rows)
     for wrong in (2, 0, -1, 2**21, 2.5, True):
-        with pytest.raises(ArgumentError, match="^rerank must be"):
+        with pytest.raises(ArgumentError, match=r"^rerank must be"):
             index.search(rows, 3, rerank=wrong)  # type: ignore[arg-type]
     for answer, error, words in (
         (lambda ids: rows[:1], ArgumentError, "originals must give one vector per id"),

@@ -50,16 +50,20 @@ def _score(queries: Float32Array, candidates: Int64Array, metric: str, fetch: Fe
     known = ids >= 0
     vectors = np.zeros((len(ids), queries.shape[1]), np.float32)
     vectors[known] = _fetched(fetch, ids[known], queries.shape[1])
-    picked = vectors[places.reshape(candidates.shape)].astype(np.float64)
-    wide = queries.astype(np.float64)[:, np.newaxis]
+    if metric == "cosine":
+        vectors, queries = _unit(vectors), _unit(queries)
+    picked = vectors[places.reshape(candidates.shape)]
     if metric == "l2":
-        scores = -0.5 * np.square(picked - wide).sum(axis=2)
+        picked -= queries[:, np.newaxis]
+        scores = np.float32(-0.5) * np.einsum("qcd,qcd->qc", picked, picked)
     else:
-        scores = (picked * wide).sum(axis=2)
-        if metric == "cosine":
-            norms = np.linalg.norm(picked, axis=2) * np.linalg.norm(wide, axis=2)
-            scores = np.divide(scores, norms, out=np.zeros_like(scores), where=norms > 0)
-    return np.where(candidates >= 0, scores, -np.inf).astype(np.float32)
+        scores = np.matmul(picked, queries[:, :, np.newaxis])[:, :, 0]
+    return np.where(candidates >= 0, scores, np.float32(-np.inf))
+
+
+def _unit(rows: Float32Array) -> Float32Array:
+    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))[:, np.newaxis]
+    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0, casting="same_kind")
 
 
 def _fetched(fetch: Fetch, ids: Int64Array, dim: int) -> Float32Array:
