@@ -168,4 +168,4 @@ def _write_named(directory: Path, form: str, pieces: list[bytes | memoryview]) -
 
 
 def _manifest(rows: RowSet, entries: list[SegmentEntry]) -> Manifest:
-    return Manifest(rows.codec, rows.metric, rows.next_id, tuple(entries))
+    return Manifest(rows.codec, rows.metric, rows.next_id, tuple(entries), rows.originals)
