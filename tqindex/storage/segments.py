@@ -95,8 +95,8 @@ def _parse_segment(
     ids = NO_IDS if entry.first_id is not None else _take(path, tensors, "ids", np.int64, (padded,))
     segment = Segment(rows, ids, entry.first_id or 0, entry.n, entry.file)
     if manifest.originals is not None:
-        shape = padded, manifest.codec.dim
-        segment = replace(segment, originals=_take(path, tensors, "originals", manifest.originals, shape))
+        originals = _take(path, tensors, "originals", manifest.originals, (padded, manifest.codec.dim))
+        segment = replace(segment, originals=originals)
     if entry.live is None:
         return segment
     # Not before the segment's own file has shown that it has n rows: that bounds the size of this one.
