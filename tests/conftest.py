@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import tqindex as tq
 from tqindex.bench.exact import exact_neighbors, write_ann_hdf5
 from tqindex.cli.command import run
 from tqindex.errors import FileFormatError
@@ -161,6 +162,18 @@ def snapshot() -> Callable[[Path], dict[str, Any]]:
             content = (hashlib.sha256(path.read_bytes()).hexdigest(), stat.st_mtime_ns) if path.is_file() else None
             found[str(path.relative_to(folder))] = (stat.st_mode, stat.st_ino, content)
         return found
+
+    return take
+
+
+@pytest.fixture(scope="session")
+def state() -> Callable[[tq.Index], list[Any]]:
+    """Return a function that tells all that can be asked of an index: ids in order, scores, what codes mean."""
+
+    def take(index: tq.Index) -> list[Any]:
+        queries, ids = np.random.default_rng(5).standard_normal((20, index.dim), np.float32), index.ids
+        many, few = index.search(queries, len(index) + 2), index.search(queries[:2], len(index) + 2)
+        return [part.tolist() for part in (ids, *many, *few, index.reconstruct(ids))]
 
     return take
 

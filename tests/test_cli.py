@@ -321,6 +321,9 @@ def test_warmup_leaves_nothing_to_compile(tmp_path, write_ann):
     run("build", "a.h5", "-o", "a.tq", "--codec", "prod")
     run("search", "a.tq", "a.h5")
     run("search", "a.tq", "many.h5")
+    (tmp_path / "ids.txt").write_text("7\n")
+    run("remove", "a.tq", "--ids", "ids.txt")
+    run("compact", "a.tq")
     assert kept() == before
 
 

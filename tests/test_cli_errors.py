@@ -44,6 +44,7 @@ def room(tmp_path_factory, write_ann):
     with h5py.File(room / "jaccard.h5", "w") as file:
         file["train"], file.attrs["distance"] = good, "jaccard"
     assert run(["search", str(room / INDEX), str(room / "good.h5"), "-o", str(room / "hits-before.h5")]) == 0
+    (room / "ids.txt").write_text("3\n")
     (room / "folder").mkdir()
     (room / "folder" / "notes.txt").touch()
     (room / "empty").mkdir()
@@ -216,6 +217,9 @@ def test_a_name_that_is_no_text(tmp_path):
 COMMANDS = {
     "new index": ["build", "good.h5", "-o", "new"],
     "old index": ["build", "good.h5", "-o", INDEX, "--force", "--bits", "2"],
+    "added to": ["add", INDEX, "good.h5"],
+    "removed from": ["remove", INDEX, "--ids", "ids.txt"],
+    "compacted": ["compact", INDEX],
     "new hits": ["search", INDEX, "good.h5", "--output", "hits.h5"],
     "old hits": ["search", INDEX, "good.h5", "--output", "hits-before.h5", "--force"],
 }

@@ -91,6 +91,32 @@ def test_search(folder, snapshot, tmp_path_factory, step, target):
     assert snapshot(folder) == before
 
 
+@pytest.mark.parametrize(
+    ("step", "arguments"),
+    [
+        ("reading", ["add", "old", "b.npy"]),
+        ("encoding", ["add", "old", "b.npy"]),
+        ("flushing", ["add", "old", "b.npy"]),
+        ("manifest", ["add", "old", "b.npy"]),
+        ("flushing", ["remove", "old", "--ids", "ids.txt"]),
+        ("manifest", ["remove", "old", "--ids", "ids.txt"]),
+        ("flushing", ["compact", "old"]),
+        ("manifest", ["compact", "old"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_changes(folder, cli, snapshot, tmp_path_factory, monkeypatch, step, arguments):
+    np.save(folder / "b.npy", np.ones((3000, 8), np.float32))
+    (folder / "ids.txt").write_text("3\n5\n")
+    assert cli("remove", folder / "old", "--ids", folder / "ids.txt")[0] == 0  # so that there is something to compact
+    (folder / "ids.txt").write_text("4\n")
+    before = snapshot(folder)
+    assert_interrupted(*interrupt(folder, tmp_path_factory, PATCHES[step], *arguments))
+    assert snapshot(folder) == before
+    monkeypatch.chdir(folder)
+    assert cli(*arguments)[0] == 0  # the lock died with its owner
+
+
 @pytest.mark.parametrize("target", ["new", "old"])
 def test_a_polite_kill_leaves_nothing_either(folder, snapshot, tmp_path_factory, target):
     before = snapshot(folder)

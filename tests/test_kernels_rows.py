@@ -108,3 +108,21 @@ def test_grown_rows_keep_what_they_hold(bits: int) -> None:
     assert_same(larger.read(np.arange(16)), rows)
     for name, array in larger.arrays().items():
         assert not array[(slice(None), slice(2, None)) if name == "lead" else slice(16, None)].any(), name
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("kind", "bits"), [("mse", 1), ("mse", 2), ("mse", 8), ("prod", 4)])
+def test_rows_are_copied_as_they_are_and_no_others_touched(kind: Any, bits: int, width: int) -> None:
+    codec = Codec(8 * width, bits, kind, rotation="hadamard")
+    rows, kept = noise(codec, "l2", 24), noise(codec, "l2", 16)
+    source, target = StoredRows.allocate(codec, "l2", 24), StoredRows.allocate(codec, "l2", 16)
+    source.write(0, rows)
+    target.write(0, kept)
+    picked = np.array([3, 4, 8, 15, 16, 23, 0])
+    target.copy(5, source, picked)
+    assert_same(target.read(np.arange(5, 12)), source.read(picked))
+    others = np.array([0, 1, 2, 3, 4, 12, 13, 14, 15])
+    np.testing.assert_array_equal(target.read(others).planes, kept.planes[others])
+    for name in ("scales", "sketch_scales", "offsets"):
+        side = getattr(kept, name)
+        np.testing.assert_array_equal(getattr(target.read(others), name), side[others] if side.size else side)

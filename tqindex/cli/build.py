@@ -45,7 +45,7 @@ def build_index(
     Index(codec.dim, metric=of_metric, codec=codec).add(any_rows(codec.dim))  # compiles the kernels
     index = Index(codec.dim, metric=of_metric, codec=codec)
     start = time.perf_counter()
-    with _progress_bar(len(vectors)) as progress:
+    with progress_bar(len(vectors)) as progress:
         index.add(vectors, threads=threads, progress=progress)
     return Built(index, min(len(vectors), CENTER_ROWS) if centred else 0, time.perf_counter() - start)
 
@@ -77,7 +77,7 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def _progress_bar(total: int) -> Iterator[Callable[[int], None] | None]:
+def progress_bar(total: int) -> Iterator[Callable[[int], None] | None]:
     """Show a bar on stderr if it is a terminal."""
     if not sys.stderr.isatty():
         yield None

@@ -11,7 +11,9 @@ import click
 from tqindex.checks import MAX_DIM, check_choice, check_integer
 from tqindex.cli import output
 from tqindex.cli.build import build_index
+from tqindex.cli.changes import add_file, check_width
 from tqindex.cli.hits import check_output, write_hits
+from tqindex.cli.ids import read_ids
 from tqindex.cli.warmup import announce_compilation, compile_kernels
 from tqindex.codec.codec import KINDS, METRICS, SKETCHES
 from tqindex.errors import ArgumentError, TQIndexError, VectorError
@@ -22,6 +24,7 @@ from tqindex.kernels.cpu import simd_level
 from tqindex.readers import VectorFile, open_vectors
 from tqindex.readers.truth import measure_recall
 from tqindex.storage import load, verify
+from tqindex.storage.lock import writer_lock
 from tqindex.storage.save import check_target
 
 _WRONG_INPUT = 2
@@ -158,8 +161,7 @@ def search_command(
         check_output(target, force)
     opened = load(index, mmap=False)
     with open_vectors(queries, dataset, role="queries") as file:
-        if file.shape[1] != opened.dim:
-            raise VectorError(f"{queries}: vectors must have {opened.dim} columns as {index} has, got {file.shape[1]}")
+        check_width(file, index, opened)
         rows = file[:]
         announce_compilation()
         with _naming(file):
@@ -176,6 +178,59 @@ def search_command(
         output.print_hits_json(result, opened.metric, recall, seconds)
     else:
         output.print_hits(result, opened.metric, recall, seconds, target)
+
+
+@cli.command("add")
+@click.argument("index", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path))
+@_dataset
+@click.option("--ids", "names", help="Integer dataset of FILE, or a text file with one id per line; - reads stdin.")
+@_threads
+def add_command(index: Path, file: Path, dataset: str | None, names: str | None, threads: int | None) -> None:
+    """Add the vectors in FILE to INDEX, all of them or none.
+
+    FILE is read as by build. Without --ids, ids continue after the largest one so far.
+    """
+    with open_vectors(file, dataset) as vectors, writer_lock(index):
+        opened = load(index)
+        check_width(vectors, index, opened)
+        ids = None if names is None else read_ids(names, vectors)
+        announce_compilation()
+        with _naming(vectors):
+            added = add_file(opened, vectors, ids, threads)
+        opened.save(index)
+    output.print_added(index, vectors, opened, added, names)
+
+
+@cli.command("remove")
+@click.argument("index", type=click.Path(path_type=Path))
+@click.option("--ids", "names", required=True, help="Text file with one id per line; - reads stdin.")
+def remove_command(index: Path, names: str) -> None:
+    """Remove vectors from INDEX by their ids, all of them or none.
+
+    Their bytes stay in INDEX until it is compacted.
+    """
+    ids = read_ids(names)
+    with writer_lock(index):
+        opened = load(index)
+        opened.remove(ids)
+        opened.save(index)
+    output.print_removed(index, len(ids), opened.info())
+
+
+@cli.command("compact")
+@click.argument("index", type=click.Path(path_type=Path))
+def compact_command(index: Path) -> None:
+    """Rewrite INDEX without its removed vectors, in full segments.
+
+    Ids and scores stay as they are. Segments that are full and have lost nothing are not rewritten.
+    """
+    with writer_lock(index):
+        opened = load(index, mmap=False)  # compares checksums: what is rewritten gets new ones
+        before = opened.info()
+        opened.compact()
+        opened.save(index)
+    output.print_compacted(index, before, opened.info())
 
 
 @cli.command("info")

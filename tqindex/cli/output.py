@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tqindex.cli.build import Built
-from tqindex.index import SearchResult
+from tqindex.cli.changes import Added
+from tqindex.index import Index, SearchResult
 from tqindex.readers import VectorFile
 from tqindex.readers.truth import Recall
 from tqindex.storage import Verification
@@ -39,6 +40,35 @@ def _codec(info: dict[str, Any]) -> str:
     paper = ", paper's scale" if info["scale"] == "paper" else ""
     effort = ", effort search" if info["effort"] == "search" else ""
     return f"{info['codec']}{sketch} {info['bits']} bits{paper}{effort}"
+
+
+def print_added(path: Path, vectors: VectorFile, index: Index, added: Added, names: str | None) -> None:
+    """Say what was added, under which ids, and the rate."""
+    n = len(added.ids)
+    source = click.format_filename(vectors.path) + (f" [{vectors.name}]" if vectors.name else "")
+    click.echo(f"added     {n:,} vectors from {source} to {click.format_filename(path)}")
+    click.echo(f"ids       {f'{added.ids[0]} to {added.ids[-1]}' if names is None else f'from {names}'}")
+    click.echo(f"vectors   {len(index):,} x {index.dim}")
+    click.echo(f"rate      {n / added.seconds:,.0f} vectors/s ({added.seconds:.2f} s, kernel compilation not counted)")
+
+
+def print_removed(path: Path, n: int, info: dict[str, Any]) -> None:
+    """Say how many vectors were removed and how many are left."""
+    click.echo(f"removed   {n:,} vectors from {click.format_filename(path)}")
+    click.echo(f"vectors   {info['n']:,} x {info['dim']}")
+    click.echo(f"to free   {_removed(info)}")
+
+
+def _removed(info: dict[str, Any]) -> str:
+    return f"{info['removed']:,} removed vectors take {info['removed_bytes']:,} bytes until `tqindex compact`"
+
+
+def print_compacted(path: Path, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Say what compaction brought."""
+    click.echo(f"compacted {click.format_filename(path)}: {before['removed']:,} removed vectors dropped")
+    click.echo(f"vectors   {after['n']:,} x {after['dim']}")
+    click.echo(f"segments  {after['segments']:,}, before {before['segments']:,}")
+    click.echo(f"total     {after['total_bytes']:,} bytes, before {before['total_bytes']:,}")
 
 
 def print_hits(result: SearchResult, metric: str, recall: Recall, seconds: float, target: Path | None) -> None:
@@ -90,6 +120,8 @@ def print_info(path: Path, info: dict[str, Any], as_json: bool) -> None:
     center = "centred" if info["centered"] else "not centred"
     click.echo(f"index     {click.format_filename(path)}, format version {info['format_version']}")
     click.echo(f"vectors   {n:,} x {info['dim']}, metric {info['metric']}, {_codec(info)}, {center}")
+    if info["removed"]:
+        click.echo(f"to free   {_removed(info)}")
     click.echo(f"rotation  {info['rotation']}, seed {info['seed']}")
     click.echo(f"codes     {info['code_bytes']:,} bytes")
     click.echo(f"sides     {info['side_bytes']:,} bytes")

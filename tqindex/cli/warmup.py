@@ -12,13 +12,15 @@ from tqindex.kernels.compile import cache_folder
 
 
 def compile_kernels() -> None:
-    """Compile every kernel: both rotations, both kinds, both efforts, single queries and batches."""
+    """Compile every kernel: both rotations, both kinds, both efforts, single queries and batches, compaction."""
     for dim, kind, effort in ((8, "mse", "plain"), (64, "prod", "plain"), (64, "mse", "search")):
         rows = any_rows(dim)
         index = Index(dim, codec=kind, center=np.full(dim, 0.1), effort=effort)  # type: ignore[arg-type]
         index.add(rows)
         index.search(rows[0], 1)
         index.search(rows, 1)
+        index.remove([0])
+        index.compact()
 
 
 def any_rows(dim: int) -> npt.NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """The index: ids, metrics, the search plan."""
 
-from tqindex.index.index import Index, SearchResult
+from tqindex.index.index import Index
+from tqindex.index.search import SearchResult
 
 __all__ = ["Index", "SearchResult"]

@@ -21,6 +21,7 @@ def describe(codec: Codec, metric: str, rows: RowSet, scan: str, scored: float |
     side_bytes = sum(segment.n * segment.rows.side_bytes for segment in segments)
     id_bytes = sum(segment.id_bytes for segment in segments)
     live_bytes = sum(segment.live.nbytes for segment in segments)
+    removed_bytes = sum((segment.n - segment.n_live) * segment.row_bytes for segment in segments) + live_bytes
     total = code_bytes + side_bytes + id_bytes + live_bytes
     folder = cache_folder()
     return {
@@ -40,6 +41,7 @@ def describe(codec: Codec, metric: str, rows: RowSet, scan: str, scored: float |
         "side_bytes": side_bytes,
         "id_bytes": id_bytes,
         "live_bytes": live_bytes,
+        "removed_bytes": removed_bytes,
         "total_bytes": total,
         "bytes_per_vector": total / n if n else None,
         "float32_bytes_per_vector": 4 * codec.dim,

@@ -63,11 +63,11 @@ class IdMap:
         rows = np.full(len(ids), -1, np.int64)
         for first_id, first_row, n in self._ranges:
             inside = (ids >= first_id) & (ids < first_id + n)
-            rows[inside] = ids[inside] - first_id + first_row
+            rows[inside] = np.maximum(rows[inside], ids[inside] - first_id + first_row)
         for sorted_ids, run_rows in self._runs:
             places = np.minimum(np.searchsorted(sorted_ids, ids), len(sorted_ids) - 1)
             hits = sorted_ids[places] == ids
-            rows[hits] = run_rows[places[hits]]
+            rows[hits] = np.maximum(rows[hits], run_rows[places[hits]])
         return rows
 
     @property

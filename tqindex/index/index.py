@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from functools import cached_property
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +12,11 @@ import numpy.typing as npt
 from tqindex.checks import as_array, as_rows, check_choice, check_integer, check_number
 from tqindex.codec import Codec
 from tqindex.codec.codec import METRICS, Kind, Scale, Sketch
-from tqindex.codec.codes import Codes
 from tqindex.codec.effort import Effort
-from tqindex.codec.packing import repack_planes
 from tqindex.errors import ArgumentError, UnknownIdError
 from tqindex.index.arguments import MAX_ID, as_ids, as_source, distinct_ids
+from tqindex.index.compact import compacted, merged
+from tqindex.index.decode import decode_rows
 from tqindex.index.describe import describe
 from tqindex.index.filters import allowed_segments
 from tqindex.index.ids import IdMap
@@ -24,7 +24,7 @@ from tqindex.index.plan import ScanPlan
 from tqindex.index.ranges import RangeResult, least_float32, search_range
 from tqindex.index.rerank import Fetch
 from tqindex.index.rerank import rerank as rerank_candidates
-from tqindex.index.search import search_rows
+from tqindex.index.search import SearchResult, search_rows
 from tqindex.index.segments import NO_IDS, RowSet, Segment
 from tqindex.kernels.encoder import encode_rows
 from tqindex.kernels.threads import check_threads
@@ -39,21 +39,6 @@ MAX_K = 2**20
 ORIGINALS = ("float16", "float32")
 #: Bytes of input that `add` reads at a time.
 _BLOCK_BYTES = 32 * 2**20
-
-
-class SearchResult(NamedTuple):
-    """What `Index.search` returns.
-
-    Attributes
-    ----------
-    scores : float32 (nq, k), or (k,) for a single query
-        Estimated inner products or cosines, larger is better; under "l2" estimated squared distances, smaller is
-        better (not clamped: an estimate may be slightly negative). Missing entries: -inf, under "l2" +inf.
-    ids : int64 of the same shape; -1 where an entry is missing
-    """
-
-    scores: npt.NDArray[np.float32]
-    ids: npt.NDArray[np.int64]
 
 
 class Index:
@@ -231,6 +216,32 @@ class Index:
             draft.remove(self._find_all(self._rows, wanted))
             self._commit(draft)
 
+    def compact(self) -> None:
+        """Drop what removed vectors left behind, and join small segments to full ones, in memory.
+
+        Ids, their order and every score stay as they are, and removed ids are not generated again. Segments that are
+        full and have lost nothing are not rewritten. Takes memory for what is rewritten until no search reads the old.
+        """
+        with self._write_lock:
+            self._commit(compacted(self._rows), moved=True)
+
+    def merge(self, other: "Index") -> None:
+        """Append all vectors of another index by their codes, with their ids; whole or not at all.
+
+        Parameters
+        ----------
+        other : Index of an equal codec (centre and seed included) and metric; it stays as it is
+
+        Raises
+        ------
+        ArgumentError
+            Metric, codec or what is kept of the originals differ, or both indexes have an id.
+        """
+        if not isinstance(other, Index):
+            raise ArgumentError(f"other must be an Index, got {type(other).__name__}")
+        with self._write_lock:
+            self._commit(merged(self._rows, other._rows, lambda ids: self._find(self._rows, ids)))
+
     def _write(
         self,
         vectors: Any,
@@ -384,10 +395,7 @@ class Index:
         """
         wanted = as_ids(ids)
         held = self._rows
-        rows, segments = self._find_all(held, wanted.ravel()), held.all_segments()
-        vectors = np.empty((len(rows), self.dim), np.float32)
-        for i, here, own in held.split(rows):
-            vectors[here] = self.codec.decode(self._codes(segments[i], own))
+        vectors = decode_rows(held, self._find_all(held, wanted.ravel()))
         return vectors[0] if wanted.ndim == 0 else vectors
 
     def info(self) -> dict[str, Any]:
@@ -447,10 +455,12 @@ class Index:
         made = Index.from_bytes, (self.to_bytes(),)
         return made if self.fetch is None else (*made, {"fetch": self.fetch})
 
-    def _commit(self, rows: RowSet) -> None:
-        """Make a draft the state that readers see; an id map that was built grows with it."""
+    def _commit(self, rows: RowSet, moved: bool = False) -> None:
+        """Make a draft the state that readers see; an id map that was built grows with it, unless rows have moved."""
         before = self._rows
-        if self._id_map is not None and self._id_map[0] is before:
+        if moved:
+            self._id_map = None
+        elif self._id_map is not None and self._id_map[0] is before:
             self._id_map = rows, self._id_map[1].extended(rows.all_segments(), before.n_rows)
         self._rows = rows
 
@@ -488,14 +498,3 @@ class Index:
             return vectors
 
         return fetch
-
-    def _codes(self, segment: Segment, rows: npt.NDArray[np.int64]) -> Codes:
-        """Return rows of a segment in the codec's own packing."""
-        encoded = segment.rows.read(rows)
-        return Codes(
-            repack_planes(encoded.planes, self.dim, self.bits),
-            encoded.scales,
-            encoded.sketch_scales if segment.rows.sketch_scales.size else None,
-            encoded.offsets if segment.rows.offsets.size else None,
-            self.metric,
-        )

@@ -43,6 +43,21 @@ Chunk = tuple[tuple[Any, ...], int, int, int]
 _Best = tuple[Float32Array, Int64Array]
 
 
+class SearchResult(NamedTuple):
+    """What `Index.search` returns.
+
+    Attributes
+    ----------
+    scores : float32 (nq, k), or (k,) for a single query
+        Estimated inner products or cosines, larger is better; under "l2" estimated squared distances, smaller is
+        better (not clamped: an estimate may be slightly negative). Missing entries: -inf, under "l2" +inf.
+    ids : int64 of the same shape; -1 where an entry is missing
+    """
+
+    scores: npt.NDArray[np.float32]
+    ids: npt.NDArray[np.int64]
+
+
 class Found(NamedTuple):
     """The k best scores, float32, and ids, int64, of every query, (nq, k); and the share of rows scored in full."""
 

@@ -62,9 +62,15 @@ class Segment:
 
     def live_rows(self) -> Int64Array:
         """Return the numbers of the rows that are not removed, int64 (n_live,)."""
+        return self.live_rows_of(0, self.n)
+
+    def live_rows_of(self, start: int, stop: int) -> Int64Array:
+        """Return those of them that are from `start`, a multiple of 8, on and before `stop`."""
+        stop = min(stop, self.n)
         if not self.live.size:
-            return np.arange(self.n, dtype=np.int64)
-        return np.flatnonzero(np.unpackbits(self.live, count=self.n, bitorder="little"))
+            return np.arange(start, stop, dtype=np.int64)
+        bits = self.live[start // 8 : -(-stop // 8)]
+        return start + np.flatnonzero(np.unpackbits(bits, count=stop - start, bitorder="little"))
 
     def is_live(self, rows: Int64Array) -> npt.NDArray[np.bool_]:
         """Say of some rows whether they are not removed."""
@@ -99,6 +105,10 @@ class Segment:
             return self.ids[: self.n]
         return np.arange(self.first_id, self.first_id + self.n, dtype=np.int64)
 
+    def ids_of(self, rows: Int64Array) -> Int64Array:
+        """Return the ids of some rows."""
+        return self.ids[rows] if self.ids.size else self.first_id + rows
+
     @property
     def is_dense(self) -> bool:
         """Whether so many rows are live that it pays to read the planes of all of them first."""
@@ -116,6 +126,11 @@ class Segment:
     def id_bytes(self) -> int:
         """Bytes of stored ids; generated ones need none."""
         return _ID_BYTES * self.n if self.ids.size else 0
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row: code, side numbers and stored id."""
+        return self.rows.code_bytes + self.rows.side_bytes + (_ID_BYTES if self.ids.size else 0)
 
 
 def live_bits(rows: Int64Array, n: int) -> UInt8Array:
@@ -194,8 +209,8 @@ class RowSet:
             self.tail = segments.pop()
         self.segments = segments
 
-    def reserve(self, n: int, ids: Int64Array | None, more: int = 0) -> Iterator[tuple[slice, Segment, int]]:
-        """Make room for n more rows, with caller ids, int64 (n,), or generated ones.
+    def reserve(self, n: int, ids: Int64Array | range | None, more: int = 0) -> Iterator[tuple[slice, Segment, int]]:
+        """Make room for n more rows, with caller ids, int64 (n,), or consecutive ones; None: the next generated ones.
 
         `more`: how many further rows are known to come, for which memory is set aside, not yet used.
 
@@ -203,16 +218,21 @@ class RowSet:
         the next step.
         """
         start, capacity = 0, segment_capacity(self.codec, self.metric)
+        ids = range(self.next_id, self.next_id + n) if ids is None else ids
         while start < n:
             used = self.tail.n if self.tail is not None else 0
             stop = min(n, start + capacity - used)
             room = min(used + n - start + more, capacity)
-            tail = self._extend_tail(stop - start, None if ids is None else ids[start:stop], room)
-            self.next_id = max(self.next_id, (self.next_id + stop - start) if ids is None else int(ids.max()) + 1)
+            tail = self._extend_tail(stop - start, ids[start:stop], room)
+            self.next_id = max(self.next_id, (ids[stop - 1] if isinstance(ids, range) else int(ids.max())) + 1)
             yield slice(start, stop), tail, used
             start = stop
             if tail.n == capacity:
                 self.seal_tail()
+
+    def room(self) -> int:
+        """Return the number of rows until the tail is full."""
+        return segment_capacity(self.codec, self.metric) - (self.tail.n if self.tail is not None else 0)
 
     def seal_tail(self) -> None:
         """Make the tail a segment like the others."""
@@ -220,22 +240,21 @@ class RowSet:
             self.segments.append(self.tail)
             self.tail = None
 
-    def _extend_tail(self, n: int, ids: Int64Array | None, room: int) -> Segment:
+    def _extend_tail(self, n: int, ids: Int64Array | range, room: int) -> Segment:
         """Append n rows to the tail; where it must grow, to at least `room` rows."""
         tail = self.tail
         if tail is None:
-            first_id = self.next_id if ids is None else 0
+            first_id = ids.start if isinstance(ids, range) else 0
             rows = StoredRows.allocate(self.codec, self.metric, 0)
             tail = Segment(rows, NO_IDS, first_id, 0, originals=self._room_for_originals(0))
         total = tail.n + n
         if total > len(tail.rows):
             capacity = segment_capacity(self.codec, self.metric)
             tail = self._grow(tail, min(max(2 * len(tail.rows), room, _FIRST_CAPACITY), capacity))
-        follows = ids is None and not tail.ids.size and tail.first_id + tail.n == self.next_id
+        follows = isinstance(ids, range) and not tail.ids.size and tail.first_id + tail.n == ids.start
         if not follows:
             tail = self._with_ids(tail)
-            given = np.arange(self.next_id, self.next_id + n, dtype=np.int64) if ids is None else ids
-            tail.ids[tail.n : total] = given
+            tail.ids[tail.n : total] = np.arange(ids.start, ids.stop) if isinstance(ids, range) else ids
         live = tail.live
         if live.size:
             live = live_bits(np.concatenate([tail.live_rows(), np.arange(tail.n, total)]), total)

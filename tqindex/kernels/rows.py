@@ -8,10 +8,12 @@ import numpy.typing as npt
 
 from tqindex.codec import Codec
 from tqindex.codec.packing import BLOCK, LEADING, plane_bytes, row_places
-from tqindex.kernels.layout import store_rows
+from tqindex.kernels.layout import copy_rows, store_rows
 
 Float32Array = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
+
+_SIDES = ("scales", "sketch_scales", "offsets")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +94,26 @@ class StoredRows:
         sides = (side[rows] if side.size else side for side in (self.scales, self.sketch_scales, self.offsets))
         return EncodedRows(np.concatenate([*lead, self.rest[rows]], axis=1), *sides)
 
+    def copy(self, start: int, source: "StoredRows", rows: npt.NDArray[np.int64]) -> None:
+        """Store some rows of `source`, as they are, from row `start` on."""
+        copy_rows(*source.planes_read_only(), rows, self.lead, self.rest, start)
+        for name in _SIDES:
+            side = getattr(source, name)
+            if side.size:
+                getattr(self, name)[start : start + len(rows)] = side[rows]
+
+    def planes_read_only(self) -> tuple[UInt8Array, UInt8Array]:
+        """Return lead and rest in the one form that kernels read them in, whosever memory it is."""
+        views = self.lead.view(np.ndarray), self.rest.view(np.ndarray)
+        for view in views:
+            view.flags.writeable = False
+        return views
+
     def grown(self, codec: Codec, metric: str, n: int) -> "StoredRows":
         """Return a copy with room for n rows, a multiple of 8."""
         larger = StoredRows.allocate(codec, metric, n)
         larger.lead[:, : self.lead.shape[1]] = self.lead
-        for name in ("rest", "scales", "sketch_scales", "offsets"):
+        for name in ("rest", *_SIDES):
             getattr(larger, name)[: len(getattr(self, name))] = getattr(self, name)
         return larger
 
@@ -123,5 +140,5 @@ def _sides(codec: Codec, metric: str, n: int) -> tuple[Float32Array, Float32Arra
 
 
 def _write_sides(target: EncodedRows | StoredRows, start: int, rows: EncodedRows) -> None:
-    for name in ("scales", "sketch_scales", "offsets"):
+    for name in _SIDES:
         getattr(target, name)[start : start + len(rows)] = getattr(rows, name)

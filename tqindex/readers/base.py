@@ -119,6 +119,10 @@ class VectorFile(ABC):
         """Distances to the true neighbours as the file gives them, float, shape (nq, k), or None."""
         return None
 
+    def integers(self, name: str) -> NDArray[np.int64] | None:  # noqa: ARG002 (most formats have none)
+        """Read the 1-D integer dataset of a name that the file holds beside its vectors; None where it has none."""
+        return None
+
     def base(self) -> VectorFile | None:
         """Open the base vectors that the file holds beside its queries; None where it has none."""
         return None

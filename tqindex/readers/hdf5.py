@@ -99,6 +99,28 @@ class HDF5File(VectorFile):
         """
         return self._truth("distances", "f", "float")
 
+    def integers(self, name: str) -> NDArray[np.int64] | None:
+        """Read a 1-D integer dataset of the file; None if it has nothing of that name.
+
+        Raises
+        ------
+        FileFormatError
+            If what has the name is of another form, has numbers beyond int64, or cannot be read.
+        """
+        found = find(self.path, self._file, name)
+        if found is None:
+            return None
+        where = f"{self.path}: {name!r}"
+        dtype = dtype_of(found) if isinstance(found, h5py.Dataset) else None
+        if dtype is None or dtype.kind not in "iu" or found.shape is None or len(found.shape) != 1:
+            got = describe(found) if isinstance(found, h5py.Dataset) else "a group"
+            raise FileFormatError(f"{where} must be a 1-D integer dataset, got {got}")
+        with h5_errors(f"{where} cannot be read"):
+            stored: NDArray[Any] = found[()]
+        if stored.dtype.kind == "u" and stored.size and stored.max() > np.iinfo(np.int64).max:
+            raise FileFormatError(f"{where} must hold numbers that fit int64, got {stored.max()}")
+        return stored.astype(np.int64)
+
     def base(self) -> VectorFile | None:
         """Open `train` if the file has both `train` and `test`.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqindex.errors import CorruptIndexError, MissingFileError, StorageError
+from tqindex.index.compact import with_few_segments
 from tqindex.index.segments import RowSet
 from tqindex.storage.entries import Write, write_rows
 from tqindex.storage.files import FileEntry, storage_errors, sync_folder, write_file
@@ -32,8 +33,10 @@ def save_index(index: "Index", path: str | os.PathLike[str], overwrite: bool) ->
     home, known = index._home or ("", None)
     own = str(directory) == home
     check_target(directory, overwrite or own)
-    rows = index._rows.draft()
-    rows.seal_tail()
+    sealed = index._rows.draft()
+    sealed.seal_tail()
+    rows = with_few_segments(sealed)
+    moved = rows is not sealed
     with storage_errors(directory, "written"):
         if directory.exists():
             with writer_lock(directory):
@@ -43,7 +46,7 @@ def save_index(index: "Index", path: str | os.PathLike[str], overwrite: bool) ->
                 rows, manifest = _save_over(directory, rows, own)
         else:
             rows, manifest = _save_new(directory, rows)
-    index._commit(rows)
+    index._commit(rows, moved)
     index._home = str(directory), manifest
     remove_partials(directory)
 
