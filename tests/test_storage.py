@@ -81,6 +81,34 @@ def test_every_parameter_survives(place, parameters):
 
 
 @pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize("kept", ["float16", "float32"])
+def test_originals_survive(place, kept, mmap):
+    index = index_of(130, 33, originals=kept)
+    index.save(place)
+    loaded = tq.load(place, mmap=mmap)
+    for grown in (index, loaded):
+        grown.update([7], rows(1, 33, seed=1))
+        grown.add(rows(3, 33, seed=2))
+    loaded.save(place)
+    for again in (tq.load(place, mmap=mmap), loaded):
+        for one, other in zip(
+            again.search(rows(4, 33), 5, rerank=50), index.search(rows(4, 33), 5, rerank=50), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+        assert again.info() == index.info()
+    found = tq.verify(place).manifest
+    assert (found.originals, found.version) == (kept, 2)
+
+
+def test_no_originals_are_no_originals(place):
+    index_of(10, originals=lambda ids: rows(10)[ids]).save(place)
+    assert tq.verify(place).manifest.version == 1
+    loaded = tq.load(place)
+    with pytest.raises(tq.errors.ArgumentError, match="rerank needs originals"):
+        loaded.search(rows(1), 3, rerank=5)
+
+
+@pytest.mark.parametrize("mmap", [True, False])
 def test_loaded_index_can_be_added_to(place, mmap):
     index = index_of(130)
     index.save(place)

@@ -36,6 +36,8 @@ def test_committed_index_answers_as_it_did(name: str, mmap: bool) -> None:
         made.reconstruct(made.search(queries[0], len(made)).ids),
     )
     np.testing.assert_array_equal(index.ids, made.ids)
+    if made._rows.originals is not None:
+        np.testing.assert_array_equal(index.search(queries, 3, rerank=9), made.search(queries, 3, rerank=9))
     found = verify(path).manifest
     assert (found.n, f"v{found.version}") == (len(made), name[:2])
 

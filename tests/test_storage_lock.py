@@ -1,5 +1,6 @@
 """One writer at a time: the second is told who the first is, and a lock ends with its owner."""
 
+import importlib
 import os
 import shutil
 import signal
@@ -297,6 +298,34 @@ def test_of_two_that_make_the_same_directory_one_wins(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (lambda place: index_of(3), "index exists: pass overwrite=True"),
+        (grown, "index was changed since it was loaded or saved"),
+    ],
+    ids=["an empty directory", "a loaded one"],
+)
+def test_what_changed_before_the_lock_was_had_is_seen(tmp_path, place, monkeypatch, start, words):
+    module = importlib.import_module("tqindex.storage.save")
+    index = start(place)
+    if start is not grown:
+        shutil.rmtree(place)
+        place.mkdir()
+
+    @contextmanager
+    def late(directory):
+        monkeypatch.undo()
+        (index_of(5) if start is not grown else grown(place)).save(place)
+        with writer_lock(directory):
+            yield
+
+    monkeypatch.setattr(module, "writer_lock", late)
+    with pytest.raises(StorageError, match=words):
+        index.save(place)
+    assert tq.verify(place).manifest.n == (21 if start is grown else 5)
+
+
 def test_many_processes_make_the_same_directory(tmp_path, run_python):
     code = f"""
 import os, sys
@@ -308,7 +337,7 @@ indexes = []
 for n in range(1, 9):
     indexes.append(tq.Index(8))
     indexes[-1].add(np.ones((n, 8)), threads=1)
-for turn in range(20):
+for turn in range(10):
     place = {str(tmp_path)!r} + f"/index{{turn}}"
     begin, go = os.pipe()
     children = []

@@ -32,6 +32,7 @@ _CASES: list[tuple[str, int, int, dict[str, Any], bool]] = [
     ("v2-mse-4-cosine", 66, 70, {"bits": 4, "metric": "cosine"}, False),
     ("v2-mse-2-l2-ids", 65, 75, {"bits": 2, "metric": "l2"}, True),
     ("v2-prod-3-ip-emptied", 33, 9, {"bits": 3, "metric": "ip", "codec": "prod"}, False),
+    ("v2-mse-4-l2-originals", 35, 11, {"bits": 4, "metric": "l2", "originals": "float16"}, False),
 ]
 
 

@@ -8,8 +8,8 @@ from tqindex.kernels.compile import cache_folder
 from tqindex.kernels.cpu import simd_level
 from tqindex.kernels.threads import available_threads
 
-#: The newest that is read and written; from 1 on, files are read for ever. 2 adds rows that are removed, and is
-#: written where there are any.
+#: The newest that is read and written; from 1 on, files are read for ever. 2 adds removed rows and
+#: originals, and is written where there are any.
 FORMAT_VERSION = 2
 
 
@@ -46,7 +46,7 @@ def describe(codec: Codec, metric: str, rows: RowSet, scan: str, scored: float |
         "bytes_per_vector": total / n if n else None,
         "float32_bytes_per_vector": 4 * codec.dim,
         "segments": len(segments),
-        "format_version": FORMAT_VERSION if n < n_rows else 1,
+        "format_version": FORMAT_VERSION if n < n_rows or rows.originals is not None else 1,
         "scan": scan,
         "rows_scored": scored,
         "simd": simd_level(),

@@ -422,11 +422,38 @@ class Index:
         StorageError
             Something else is in the way, or the directory was written by someone else since; no permission, disk full.
         """
-        # The rooms' order puts storage after index; only this method looks ahead.
+        # The rooms' order puts storage after index; only this method and the next two look ahead.
         from tqindex.storage.save import save_index
 
         with self._write_lock:
             save_index(self, path, overwrite)
+
+    def to_bytes(self) -> bytes:
+        """Return the index as bytes that `from_bytes` takes, checksums included; pickle and copy work by them.
+
+        The copy belongs to no directory: to save it over the original's, pass `overwrite=True`.
+        """
+        from tqindex.storage.portable import rows_to_bytes
+
+        with self._write_lock:
+            return rows_to_bytes(self._rows)
+
+    @staticmethod
+    def from_bytes(data: bytes | bytearray | memoryview) -> "Index":
+        """Return the index that `to_bytes` was asked for; every checksum is compared.
+
+        Raises
+        ------
+        ArgumentError, CorruptIndexError, FormatVersionError
+            Not bytes; truncated, altered, or of another kind; written by a newer version.
+        """
+        from tqindex.storage.portable import index_from_bytes
+
+        return index_from_bytes(data)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        made = Index.from_bytes, (self.to_bytes(),)
+        return made if self.fetch is None else (*made, {"fetch": self.fetch})
 
     def _commit(self, rows: RowSet, moved: bool = False) -> None:
         """Make a draft the state that readers see; an id map that was built grows with it, unless rows have moved."""

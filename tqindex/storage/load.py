@@ -62,7 +62,7 @@ def _reader(directory: Path, mmap: bool) -> Callable[[FileEntry], npt.NDArray[np
 def index_of(manifest: Manifest, segments: list[Segment]) -> Index:
     """Return the index that a manifest and its segments make."""
     index = Index(manifest.codec.dim, metric=manifest.metric, codec=manifest.codec)  # type: ignore[arg-type]
-    index._rows = RowSet(manifest.codec, manifest.metric, segments, None, manifest.next_id)
+    index._rows = RowSet(manifest.codec, manifest.metric, segments, None, manifest.next_id, manifest.originals)
     return index
 
 

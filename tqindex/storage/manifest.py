@@ -12,14 +12,15 @@ from tqindex.codec import Codec
 from tqindex.codec.codec import METRICS
 from tqindex.errors import CorruptIndexError, FormatVersionError, MissingFileError, TQIndexError
 from tqindex.index.describe import FORMAT_VERSION
+from tqindex.index.index import ORIGINALS
 from tqindex.storage.files import FileEntry, open_plain, storage_errors
 from tqindex.storage.folder import LIVE_NAME, MANIFEST, SEGMENT_NAME
 
 _FORMAT = "tqindex"
 _CHECKSUM = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
 MAX_MANIFEST = 256 * 2**20
-#: From which format version on an entry may name a live file.
-_LIVE_VERSION = 2
+#: From this format version on segments may keep originals and have live files.
+_SECOND = 2
 #: Characters of a field that a message shows.
 _SHOWN = 200
 
@@ -57,7 +58,7 @@ class SegmentEntry(FileEntry):
     @classmethod
     def from_fields(cls, fields: dict[str, Any], version: int) -> "SegmentEntry":
         """Return the entry that some fields stand for; their values are not checked yet."""
-        if version >= _LIVE_VERSION and "live" in fields:
+        if version >= _SECOND and "live" in fields:
             return cls(**{**fields, "live": LiveEntry(**fields["live"])})
         return cls(**fields)
 
@@ -70,6 +71,8 @@ class Manifest:
     metric: str
     next_id: int
     segments: tuple[SegmentEntry, ...]
+    originals: str | None = None
+    """What segments keep of the vectors as they came."""
 
     @property
     def n(self) -> int:
@@ -79,7 +82,8 @@ class Manifest:
     @property
     def version(self) -> int:
         """The earliest format version that can say this: older ones of tqindex go on reading what they understand."""
-        return _LIVE_VERSION if any(segment.live for segment in self.segments) else 1
+        newer = self.originals is not None or any(segment.live for segment in self.segments)
+        return _SECOND if newer else 1
 
     @property
     def files(self) -> dict[str, FileEntry]:
@@ -95,6 +99,7 @@ class Manifest:
             "metric": self.metric,
             "next_id": self.next_id,
             "codec": self.codec.get_config(),
+            **({} if self.originals is None else {"originals": self.originals}),
             "segments": [segment.to_fields() for segment in self.segments],
         }
         body = json.dumps(fields, indent=2).encode().removesuffix(b"\n}")
@@ -130,7 +135,8 @@ def parse_manifest(directory: Path, content: bytes) -> Manifest:
         raise CorruptIndexError(f"{directory / MANIFEST} is truncated or altered: its checksum does not match")
     try:
         segments = tuple(SegmentEntry.from_fields(entry, version) for entry in fields["segments"])
-        manifest = Manifest(Codec.from_config(fields["codec"]), fields["metric"], fields["next_id"], segments)
+        codec, originals = Codec.from_config(fields["codec"]), fields.get("originals") if version >= _SECOND else None
+        manifest = Manifest(codec, fields["metric"], fields["next_id"], segments, originals)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, TQIndexError) as error:
         raise CorruptIndexError(f"{directory / MANIFEST} has a field that cannot be used: {error}") from error
     _check_fields(directory, manifest)
@@ -164,8 +170,9 @@ def _parse(directory: Path, content: bytes) -> dict[str, Any]:
 
 
 def _check_fields(directory: Path, manifest: Manifest) -> None:
-    if manifest.metric not in METRICS or not _is_count(manifest.next_id):
-        raise CorruptIndexError(f"{directory / MANIFEST} has a field that cannot be used: metric or next_id")
+    known = manifest.metric in METRICS and manifest.originals in (None, *ORIGINALS)
+    if not known or not _is_count(manifest.next_id):
+        raise CorruptIndexError(f"{directory / MANIFEST} has a field that cannot be used: metric, originals or next_id")
     for entry in manifest.segments:
         numbers = [entry.n] + ([] if entry.first_id is None else [entry.first_id])
         usable = _is_file(entry, SEGMENT_NAME) and all(map(_is_count, numbers))

@@ -6,21 +6,19 @@ Files are named by their content's checksum.
 """
 
 import errno
-import hashlib
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqindex.errors import CorruptIndexError, MissingFileError, StorageError
 from tqindex.index.compact import with_few_segments
-from tqindex.index.segments import RowSet, Segment
+from tqindex.index.segments import RowSet
+from tqindex.storage.entries import Write, write_rows
 from tqindex.storage.files import FileEntry, storage_errors, sync_folder, write_file
 from tqindex.storage.folder import MANIFEST, holds_nothing, is_ours, our_files, remove_files
 from tqindex.storage.lock import writer_lock
-from tqindex.storage.manifest import LiveEntry, Manifest, SegmentEntry, read_manifest
+from tqindex.storage.manifest import Manifest, read_manifest
 from tqindex.storage.partial import partial_folder, remove_partials
-from tqindex.storage.segments import segment_content
 
 if TYPE_CHECKING:
     from tqindex.index import Index
@@ -86,8 +84,7 @@ def check_target(directory: Path, overwrite: bool) -> None:
 
 def _save_new(directory: Path, rows: RowSet) -> tuple[RowSet, Manifest]:
     with partial_folder(directory) as partial:
-        segments, entries = _write_segments(partial, rows, {})
-        manifest = _manifest(rows, entries)
+        rows, manifest = write_rows(rows, {}, _writer(partial))
         write_file(partial / MANIFEST, manifest.to_bytes())
         sync_folder(partial)
         try:
@@ -97,7 +94,7 @@ def _save_new(directory: Path, rows: RowSet) -> tuple[RowSet, Manifest]:
                 raise
             raise StorageError(f"{directory} was made by another process meanwhile: it is left alone") from error
     sync_folder(directory.parent)
-    return replace(rows, segments=segments), manifest
+    return rows, manifest
 
 
 def _save_over(directory: Path, rows: RowSet, own: bool) -> tuple[RowSet, Manifest]:
@@ -106,8 +103,7 @@ def _save_over(directory: Path, rows: RowSet, own: bool) -> tuple[RowSet, Manife
     named = _named(directory)
     try:
         known = {name: entry for name, entry in named.items() if own and name in before}
-        segments, entries = _write_segments(directory, rows, known)
-        manifest = _manifest(rows, entries)
+        rows, manifest = write_rows(rows, known, _writer(directory))
         sync_folder(directory)  # what the manifest names must not come to the disk after it
         write_file(directory / MANIFEST, manifest.to_bytes())
     except BaseException:
@@ -116,7 +112,14 @@ def _save_over(directory: Path, rows: RowSet, own: bool) -> tuple[RowSet, Manife
         raise
     sync_folder(directory)
     remove_files(directory, before - manifest.files.keys())
-    return replace(rows, segments=segments), manifest
+    return rows, manifest
+
+
+def _writer(directory: Path) -> Write:
+    def write(name: str, pieces: list[bytes | memoryview]) -> None:
+        write_file(directory / name, *pieces)
+
+    return write
 
 
 def _named(directory: Path) -> dict[str, FileEntry]:
@@ -125,50 +128,3 @@ def _named(directory: Path) -> dict[str, FileEntry]:
         return read_manifest(directory).files
     except CorruptIndexError:
         return {}
-
-
-def _write_segments(
-    directory: Path, rows: RowSet, known: dict[str, FileEntry]
-) -> tuple[list[Segment], list[SegmentEntry]]:
-    """Write what is not `known` to be there; returns the segments with their files' names."""
-    segments, entries = [], []
-    for segment in rows.segments:
-        entry = _write_segment(directory, segment, known)
-        entries.append(entry)
-        segments.append(replace(segment, file=entry.file, live_file=entry.live.file if entry.live else ""))
-    return segments, entries
-
-
-def _write_segment(directory: Path, segment: Segment, known: dict[str, FileEntry]) -> SegmentEntry:
-    stored: FileEntry | None = known.get(segment.file)
-    if stored is None:
-        stored = _write_named(directory, "segment-{}.safetensors", segment_content(segment))
-    # Two segments may share a file: neither generated ids nor the number of rows are part of its content.
-    first_id = None if segment.ids.size else segment.first_id
-    live = _write_live(directory, segment, known)
-    return SegmentEntry(stored.file, stored.bytes, stored.sha256, segment.n, first_id, live)
-
-
-def _write_live(directory: Path, segment: Segment, known: dict[str, FileEntry]) -> LiveEntry | None:
-    removed = segment.n - segment.n_live
-    if not removed:
-        return None
-    stored: FileEntry | None = known.get(segment.live_file)
-    if stored is None:
-        stored = _write_named(directory, "live-{}.bin", [segment.live.data])
-    return LiveEntry(stored.file, stored.bytes, stored.sha256, removed)
-
-
-def _write_named(directory: Path, form: str, pieces: list[bytes | memoryview]) -> FileEntry:
-    """Write a file that is named by its content."""
-    checksum = hashlib.sha256()
-    for piece in pieces:
-        checksum.update(piece)
-    digest = checksum.hexdigest()
-    name = form.format(digest[:16])
-    write_file(directory / name, *pieces)
-    return FileEntry(name, sum(map(len, pieces)), digest)
-
-
-def _manifest(rows: RowSet, entries: list[SegmentEntry]) -> Manifest:
-    return Manifest(rows.codec, rows.metric, rows.next_id, tuple(entries))

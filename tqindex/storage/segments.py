@@ -26,13 +26,18 @@ UInt8Array = npt.NDArray[np.uint8]
 _ALIGNMENT = 64
 _LENGTH_BYTES = 8
 _MAX_HEADER = 2**20
-_DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("<u1"), "F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype("<u1"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "I64": np.dtype("<i8"),
+}
 
 
 def segment_content(segment: Segment) -> list[bytes | memoryview]:
     """Return a segment as the content of a file, in pieces; rows are padded with zeros to a multiple of 64."""
     padded = -(-segment.n // ROW_MULTIPLE) * ROW_MULTIPLE
-    arrays = {**segment.rows.arrays(), "ids": segment.ids}
+    arrays = {**segment.rows.arrays(), "ids": segment.ids, "originals": segment.originals}
     tensors = {name: _pad_rows(name, tensor, segment.n, padded) for name, tensor in arrays.items() if tensor.size}
     content = memoryview(save(tensors))
     start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
@@ -89,6 +94,9 @@ def _parse_segment(
     rows = StoredRows(**arrays)
     ids = NO_IDS if entry.first_id is not None else _take(path, tensors, "ids", np.int64, (padded,))
     segment = Segment(rows, ids, entry.first_id or 0, entry.n, entry.file)
+    if manifest.originals is not None:
+        originals = _take(path, tensors, "originals", manifest.originals, (padded, manifest.codec.dim))
+        segment = replace(segment, originals=originals)
     if entry.live is None:
         return segment
     # Not before the segment's own file has shown that it has n rows: that bounds the size of this one.
