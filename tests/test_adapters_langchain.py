@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
+from langchain_core.indexing import InMemoryRecordManager, index
 from langchain_tests.integration_tests import VectorStoreIntegrationTests
 
 import tqindex as tq
@@ -129,6 +130,17 @@ def test_retrievers(search_type, options):
     assert keys(asyncio.run(retriever.ainvoke("green apple")))[0] == "c"
 
 
+def test_under_the_indexing_api():
+    store, records = TQIndexVectorStore(Words()), InMemoryRecordManager("test")
+    records.create_schema()
+    documents = [Document(page_content=text, metadata={"source": text[:3]}) for text in TEXTS]
+    options = {"cleanup": "full", "source_id_key": "source", "key_encoder": "sha256"}
+    assert index(documents, records, store, **options)["num_added"] == 4
+    done = index(documents[1:], records, store, **options)
+    assert (done["num_skipped"], done["num_deleted"]) == (3, 1)
+    assert len(store) == len(store.index) == 3
+
+
 def test_delete_without_ids_takes_all():
     store = make()
     assert store.delete([]) is True
@@ -198,10 +210,10 @@ def test_round_trip(tmp_path):
 
 
 def test_a_given_index():
-    index = tq.Index(DIM, bits=3, seed=5)
-    store = make(index=index)
-    assert store.index is index
-    assert len(index) == 4
+    given = tq.Index(DIM, bits=3, seed=5)
+    store = make(index=given)
+    assert store.index is given
+    assert len(given) == 4
 
 
 def test_the_package_is_named_if_it_is_missing(run_python):

@@ -240,7 +240,8 @@ class Documents:
         with storage_errors(folder, "read"):
             if not folder.exists():
                 raise MissingFileError(f"{folder} does not exist")
-            opened = _open(folder / NEXT, mmap) or _open(folder / DOCUMENTS, mmap)
+            # Twice: a save may come between the looks.
+            opened = next(filter(None, (_open(folder / name, mmap) for name in (NEXT, DOCUMENTS) * 2)), None)
         if opened is None:
             raise CorruptIndexError(f"{folder} holds no documents and index that belong together")
         header, lines, index = opened
@@ -256,9 +257,10 @@ class Documents:
 
 def _open(path: Path, mmap: bool) -> tuple[Header, list[Line], Index | None] | None:
     """Open documents and their index; None if there are none, or the index lacks rows of theirs."""
-    if not path.exists():
+    try:
+        header, lines = read_documents(path)
+    except FileNotFoundError:
         return None
-    header, lines = read_documents(path)
     if not header.index:
         return None if lines else (header, lines, None)
     if not _INDEX_NAME.fullmatch(header.index):
@@ -288,12 +290,11 @@ def _check_target(folder: Path) -> None:
 
 def _settle(folder: Path) -> Header | None:
     """Return the state that `load` would find, with its documents under their final name; None where there is none."""
-    if (folder / NEXT).exists():
-        opened = _open(folder / NEXT, mmap=True)
-        if opened is not None:
-            (folder / NEXT).replace(folder / DOCUMENTS)
-            sync_folder(folder)
-            return opened[0]
+    opened = _open(folder / NEXT, mmap=True)
+    if opened is not None:
+        (folder / NEXT).replace(folder / DOCUMENTS)
+        sync_folder(folder)
+        return opened[0]
     return read_header(folder / DOCUMENTS) if (folder / DOCUMENTS).exists() else None
 
 

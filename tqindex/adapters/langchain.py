@@ -91,6 +91,7 @@ class TQIndexVectorStore(VectorStore):
         metadatas: list[dict[str, Any]] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
+        batch_size: int | None = None,  # noqa: ARG002 (LangChain's `index` passes it)
         **kwargs: Any,
     ) -> list[str]:
         """Embed and add texts; one whose id is in the store replaces that document. All of them or none.
@@ -100,6 +101,7 @@ class TQIndexVectorStore(VectorStore):
         texts : iterable of str
         metadatas : list of dict, one per text, optional
         ids : strings, distinct, one per text, optional; None among them are generated
+        batch_size : ignored; embeddings have batches of their own
 
         Returns
         -------
