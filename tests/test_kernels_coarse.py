@@ -11,7 +11,8 @@ from tqindex.codec.packing import BLOCK, interleave_rows
 from tqindex.codec.refinement import refinement
 from tqindex.index.plan import ScanPlan
 from tqindex.kernels.coarse import BOUND, ESTIMATE, FIRST, OFFSET, SECOND, WEIGHTS, coarsen_query
-from tqindex.kernels.simd_count import SLICES, count_blocks, gather_row, make_reach_blocks
+from tqindex.kernels.simd_count import SLICES, count_blocks, make_reach_blocks
+from tqindex.kernels.simd_layout import gather_row
 
 WIDTHS = [*range(1, 41), 192]
 _count_blocks: Any = count_blocks

@@ -1,5 +1,6 @@
 """Checks of arguments, in one place. Messages name the argument, the rule and the value got."""
 
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -25,6 +26,15 @@ def check_integer(name: str, value: Any, low: int, high: int | None = None) -> i
         rule = f"at least {low}" if high is None else f"from {low} to {high}"
         raise ArgumentError(f"{name} must be {rule}, got {value}")
     return int(value)
+
+
+def check_number(name: str, value: Any) -> float:
+    """Return `value` as a float if it is a number other than NaN."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        raise ArgumentError(f"{name} must be a number, got {value!r}")
+    if math.isnan(value):
+        raise ArgumentError(f"{name} must be a number, got nan")
+    return float(value)
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> Any:
@@ -69,13 +79,13 @@ def as_rows(vectors: Any, dim: int, name: str = "vectors", first_row: int = 0, f
     return rows
 
 
-def check_finite(rows: Float32Array, name: str, first_row: int = 0) -> None:
+def check_finite(rows: npt.NDArray[Any], name: str, first_row: int = 0) -> None:
     """Refuse NaN and inf."""
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         row = int(np.argmin(finite))
         value = rows[row][~np.isfinite(rows[row])][0]
-        raise VectorError(f"{name} must be finite in float32, got {value} in row {first_row + row}")
+        raise VectorError(f"{name} must be finite in {rows.dtype}, got {value} in row {first_row + row}")
 
 
 def as_array(vectors: Any, name: str) -> npt.NDArray[Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tqindex.checks import as_array, as_rows, check_choice, check_integer
+from tqindex.checks import as_array, as_rows, check_choice, check_integer, check_number
 from tqindex.codec import Codec
 from tqindex.codec.codec import METRICS, Kind, Scale, Sketch
 from tqindex.codec.codes import Codes
@@ -21,6 +21,9 @@ from tqindex.index.describe import describe
 from tqindex.index.filters import allowed_segments
 from tqindex.index.ids import IdMap
 from tqindex.index.plan import ScanPlan
+from tqindex.index.ranges import RangeResult, least_float32, search_range
+from tqindex.index.rerank import Fetch
+from tqindex.index.rerank import rerank as rerank_candidates
 from tqindex.index.search import search_rows
 from tqindex.index.segments import NO_IDS, RowSet, Segment
 from tqindex.kernels.encoder import encode_rows
@@ -33,6 +36,7 @@ Float32Array = npt.NDArray[np.float32]
 Metric = Literal["ip", "cosine", "l2"]
 
 MAX_K = 2**20
+ORIGINALS = ("float16", "float32")
 #: Bytes of input that `add` reads at a time.
 _BLOCK_BYTES = 32 * 2**20
 
@@ -64,6 +68,9 @@ class Index:
         With a Codec, `dim` and `metric` still count and the other codec parameters must be left alone.
     sketch, scale, center, rotation, seed, effort :
         As for `tqindex.Codec`. Under "cosine" the centre is subtracted after normalisation.
+    originals : {"float16", "float32"}, a callable, or None
+        Keep the vectors as they came too, for `search(rerank=)`; or fetch them there by a callable, which is given
+        ids, int64 (n,), and returns floats (n, dim). A callable is not saved.
 
     Raises
     ------
@@ -94,6 +101,7 @@ class Index:
         rotation: Literal["hadamard", "dense"] | None = None,
         seed: int = 0,
         effort: Effort = "plain",
+        originals: Literal["float16", "float32"] | Fetch | None = None,
     ) -> None:
         self.metric: Metric = check_choice("metric", metric, METRICS)
         if isinstance(codec, Codec):
@@ -107,7 +115,10 @@ class Index:
         else:
             check_choice("codec", codec, ("mse", "prod"))
             self.codec = Codec(dim, bits, codec, sketch, scale, center, rotation, seed, effort)
-        self._rows = RowSet(self.codec, self.metric)
+        kept = None if originals is None or callable(originals) else check_choice("originals", originals, ORIGINALS)
+        self._rows = RowSet(self.codec, self.metric, originals=kept)
+        #: Gives the vectors of ids, int64 (n,), to `search(rerank=)` where the index keeps none itself.
+        self.fetch: Fetch | None = originals if callable(originals) else None
         self._scored: float | None = None  # share of rows that the latest search scored in full
         self._id_map: tuple[RowSet, IdMap] | None = None  # the rows that it is of, and the map
         self._write_lock = Lock()
@@ -245,8 +256,9 @@ class Index:
             for start in range(0, n, step):
                 block = as_rows(source[start : start + step], self.dim, first_row=start, finite=False)
                 block_ids = None if given is None else given[start : start + step]
-                for part, stored, at in draft.reserve(len(block), block_ids, n - start - len(block)):
-                    encode_rows(self.codec, block[part], self.metric, stored, workers, start + part.start, at)
+                for part, segment, at in draft.reserve(len(block), block_ids, n - start - len(block)):
+                    encode_rows(self.codec, block[part], self.metric, segment.rows, workers, start + part.start, at)
+                    segment.keep_originals(block[part], at, start + part.start)
                 if progress is not None:
                     progress(start + len(block))
             self._commit(draft)
@@ -275,6 +287,7 @@ class Index:
         threads: int | None = None,
         exact_scan: bool = False,
         filter: npt.ArrayLike | Callable[[npt.NDArray[np.int64]], npt.ArrayLike] | None = None,  # noqa: A002
+        rerank: int | None = None,
     ) -> SearchResult:
         """Find the k best vectors for each query by a scan over all codes.
 
@@ -293,6 +306,9 @@ class Index:
         filter : array-like or callable, optional
             The ids that may be found: an array of them (those that are not in the index are ignored); or bools (n,),
             one per vector in the order of `ids`; or a callable that is given ids, int64, in blocks, and returns bools.
+        rerank : int, optional
+            Find so many candidates first, at least k, and give the k best of them by the exact scores of their
+            original vectors (`originals`).
 
         Returns
         -------
@@ -304,17 +320,57 @@ class Index:
         VectorError
             Wrong width or dtype, NaN or inf, a norm above 2**60, a zero query under "cosine".
         ArgumentError
-            k or threads out of range, a filter of another form.
+            k, threads or rerank out of range, a filter of another form, `rerank` without originals.
         """
         k = check_integer("k", k, 1, MAX_K)
+        wanted = k if rerank is None else check_integer("rerank", rerank, k, MAX_K)
         workers = check_threads(threads)
         queries = as_array(queries, "queries")
         rows, held = as_rows(queries, self.dim, "queries", finite=False), self._rows
-        segments = held.all_segments() if filter is None else allowed_segments(filter, held, lambda: self._map(held))
-        scores, ids, self._scored = search_rows(self._plan, segments, rows, k, workers, exact_scan)
+        segments = self._allowed(held, filter)
+        scores, ids, self._scored = search_rows(self._plan, segments, rows, wanted, workers, exact_scan)
+        if rerank is not None:
+            scores, ids = rerank_candidates(rows, ids, k, self.metric, self._originals(held))
         if self.metric == "l2":
             scores *= np.float32(-2.0)
         return SearchResult(scores[0], ids[0]) if queries.ndim == 1 else SearchResult(scores, ids)
+
+    def range_search(
+        self,
+        queries: Any,
+        threshold: float,
+        filter: npt.ArrayLike | Callable[[npt.NDArray[np.int64]], npt.ArrayLike] | None = None,  # noqa: A002
+        threads: int | None = None,
+    ) -> RangeResult:
+        """Find all vectors whose scores are at least `threshold`; under "l2" whose distances are at most that.
+
+        Parameters
+        ----------
+        queries : float16/32/64 of shape (nq, dim) or (dim,)
+        threshold : float; inf and -inf are allowed
+        filter, threads : as for `search`
+
+        Returns
+        -------
+        RangeResult
+            (lims, scores, ids) as faiss gives them; each query's best first, equal scores by the smaller id.
+
+        Raises
+        ------
+        VectorError, ArgumentError
+            As `search`; a threshold that is not a number.
+        """
+        workers, least = check_threads(threads), check_number("threshold", threshold)
+        rows, held = as_rows(queries, self.dim, "queries"), self._rows
+        segments = self._allowed(held, filter)
+        if self.metric == "l2":
+            found = search_range(self._plan, segments, rows, least_float32(-least / 2), workers)
+            return found._replace(scores=found.scores * np.float32(-2.0))
+        return search_range(self._plan, segments, rows, least_float32(least), workers)
+
+    def _allowed(self, rows: RowSet, given: Any) -> list[Segment]:
+        """Return the segments with the rows that a filter allows."""
+        return rows.all_segments() if given is None else allowed_segments(given, rows, lambda: self._map(rows))
 
     def reconstruct(self, ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Return the vectors that the codes stand for, float32 (n, dim), or (dim,) for a single id.
@@ -390,6 +446,21 @@ class Index:
         if found.size and found.min() < 0:
             raise UnknownIdError(f"ids must be in the index, got {ids[np.argmin(found)]}")
         return found
+
+    def _originals(self, rows: RowSet) -> Fetch:
+        """Return what gives the original vectors of ids."""
+        if rows.originals is None:
+            if self.fetch is None:
+                raise ArgumentError("rerank needs originals: tq.Index(..., originals='float16'), or a callable")
+            return self.fetch
+
+        def fetch(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+            segments, vectors = rows.all_segments(), np.empty((len(ids), self.dim), np.float32)
+            for i, here, own in rows.split(self._find_all(rows, ids)):
+                vectors[here] = segments[i].originals[own]
+            return vectors
+
+        return fetch
 
     def _codes(self, segment: Segment, rows: npt.NDArray[np.int64]) -> Codes:
         """Return rows of a segment in the codec's own packing."""

@@ -17,7 +17,7 @@ from tqindex.kernels.coarse import WEIGHTS
 from tqindex.kernels.product import LANES, TILE_CONFIGURATION, pack_queries
 from tqindex.kernels.queries import encode_few, encode_queries, matrices
 from tqindex.kernels.simd_count import SLICES
-from tqindex.kernels.simd_score import BIASES, SHIFTS, SKETCH_SHIFTS, SKETCH_STEPS, STEPS
+from tqindex.kernels.simd_score import BIASES, SHIFTS, SKETCH_SHIFTS, SKETCH_STEPS, STEPS, THRESHOLDS
 
 Float32Array = npt.NDArray[np.float32]
 Int8Array = npt.NDArray[np.int8]
@@ -109,6 +109,13 @@ class BatchQueries:
             sketch_packed = pack_queries(queries.sketch_levels)
             sides[SKETCH_STEPS, :nq] = queries.sketch_steps
         return cls((*plan.tables, TILE_CONFIGURATION), (nq, packed, sketch_packed, plan.multiplier), sides)
+
+    def sides_from(self, thresholds: Float32Array | float) -> Float32Array:
+        """Return a call's own sides: only scores that reach the thresholds, of each query or of all, are kept."""
+        sides = self.sides.copy()
+        sides[THRESHOLDS] = np.inf
+        sides[THRESHOLDS, : self.queries[0]] = thresholds
+        return sides
 
 
 def encode_few_queries(

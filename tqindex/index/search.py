@@ -35,12 +35,11 @@ _SORTED_RESULTS = 2**21
 #: Queries that one pass over the rows serves; their int8 levels stay in cache.
 QUERY_BLOCK = 512
 # Their arguments come as tuples, whose lengths mypy cannot follow.
-_scan_rows: Any = scan_rows
 _scan_rows_few: Any = scan_rows_few
 
 
 #: The rows of a task, as the kernels take them: arrays and whether they are dense, first id, start, stop.
-_Chunk = tuple[tuple[Any, ...], int, int, int]
+Chunk = tuple[tuple[Any, ...], int, int, int]
 _Best = tuple[Float32Array, Int64Array]
 
 
@@ -103,10 +102,10 @@ def search_segments(
 def _search_many(plan: ScanPlan, segments: Sequence[Segment], queries: QueryCodes, k: int, threads: int) -> _Best:
     """Score every row in full, tile by tile, against all queries at once."""
     batch, nq = BatchQueries.of(plan, queries), len(queries)
-    chunks = _cut(segments, _chunk_rows(plan.codec.dim, nq, k))
+    chunks = cut_for_batch(plan, segments, nq, k)
 
-    def scan(_: int, chunk: _Chunk, scores: Float32Array, ids: Int64Array) -> None:
-        _scan_rows(*chunk, batch.tables, batch.queries, batch.sides.copy(), scores, ids)
+    def scan(_: int, chunk: Chunk, scores: Float32Array, ids: Int64Array) -> None:
+        scan_rows(*chunk, batch.tables, batch.queries, batch.sides_from(scores[:, 0]), (scores, ids))
 
     return _scan(chunks, nq, k, threads, scan)
 
@@ -120,7 +119,7 @@ def _search_few(
     chunks = _cut(segments, min(rows, _FEW_WORK // (plan.codec.dim * max(nq, 1))))
     counts, tables = [0] * max(threads, 1), (*plan.tables, plan.multiplier)
 
-    def scan(worker: int, chunk: _Chunk, scores: Float32Array, ids: Int64Array) -> None:
+    def scan(worker: int, chunk: Chunk, scores: Float32Array, ids: Int64Array) -> None:
         counts[worker] += _scan_rows_few(*chunk, tables, queries, scores, ids)
 
     best = _scan(chunks, nq, k, threads, scan)
@@ -128,16 +127,16 @@ def _search_few(
     return best, sum(counts) / live if live else 1.0
 
 
-def _chunk_rows(dim: int, nq: int, k: int) -> int:
-    """Rows of a task for many queries, in the worst case of which the first k rows are all kept."""
-    work = _CHUNK_WORK // nq
+def cut_for_batch(plan: ScanPlan, segments: Sequence[Segment], nq: int, k: int = 0) -> list[Chunk]:
+    """Cut segments into tasks for many queries, in the worst case of which the first k rows are all kept."""
+    dim, work = plan.codec.dim, _CHUNK_WORK // max(nq, 1)
     rows = work // (dim + _PUSH_WORK)
     if rows > k:
         rows = (work - k * _PUSH_WORK) // dim
-    return min(max(rows, _CHUNK_ROWS[0]), _CHUNK_ROWS[1])
+    return _cut(segments, min(max(rows, _CHUNK_ROWS[0]), _CHUNK_ROWS[1]))
 
 
-def _cut(segments: Sequence[Segment], rows: int) -> list[_Chunk]:
+def _cut(segments: Sequence[Segment], rows: int) -> list[Chunk]:
     """Cut segments into chunks of at most `rows` rows that start at whole blocks."""
     step = max(rows // BLOCK, 1) * BLOCK
     return [
@@ -148,11 +147,11 @@ def _cut(segments: Sequence[Segment], rows: int) -> list[_Chunk]:
 
 
 def _scan(
-    chunks: Sequence[_Chunk],
+    chunks: Sequence[Chunk],
     nq: int,
     k: int,
     threads: int,
-    scan: Callable[[int, _Chunk, Float32Array, Int64Array], None],
+    scan: Callable[[int, Chunk, Float32Array, Int64Array], None],
 ) -> _Best:
     """Call scan(worker, chunk, scores, ids) for all chunks and join what the workers kept, (nq, k), sorted."""
     workers = max(min(threads, len(chunks)), 1)

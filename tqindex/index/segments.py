@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tqindex.checks import check_finite
 from tqindex.codec import Codec
 from tqindex.kernels.rows import StoredRows
 
@@ -24,6 +25,7 @@ _LEAST_LIVE = 1 / 16
 _ID_BYTES = 8
 NO_IDS: Int64Array = np.empty(0, np.int64)
 ALL_LIVE: UInt8Array = np.empty(0, np.uint8)
+NO_ORIGINALS: npt.NDArray[Any] = np.empty((0, 0), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,7 @@ class Segment:
     live : uint8, bits of the rows that are not removed as `tqindex.kernels.live` has them, or (0,) if none is removed
     live_file : str
         Name of the file that holds `live`, empty while there is none.
+    originals : float16 or float32, the vectors as they came, a row for each of `rows`, or (0, 0) where none are kept
     """
 
     rows: StoredRows
@@ -50,6 +53,7 @@ class Segment:
     file: str = ""
     live: UInt8Array = field(default_factory=lambda: ALL_LIVE)
     live_file: str = ""
+    originals: npt.NDArray[Any] = field(default_factory=lambda: NO_ORIGINALS)
 
     @cached_property
     def n_live(self) -> int:
@@ -68,6 +72,20 @@ class Segment:
             return np.ones(len(rows), np.bool_)
         bits: UInt8Array = (self.live[rows // 8] >> (rows % 8).astype(np.uint8)) & np.uint8(1)
         return bits.astype(np.bool_)
+
+    def keep_originals(self, vectors: npt.NDArray[np.float32], at: int, first_row: int) -> None:
+        """Write vectors as the originals of the rows from `at` on, if these are kept; messages count from `first_row`.
+
+        Raises
+        ------
+        VectorError
+            A number is too large for float16.
+        """
+        if not self.originals.size:
+            return
+        with np.errstate(over="ignore"):
+            self.originals[at : at + len(vectors)] = vectors
+        check_finite(self.originals[at : at + len(vectors)], "vectors", first_row)
 
     def without(self, rows: Int64Array) -> "Segment":
         """Return this segment with some rows removed."""
@@ -124,6 +142,8 @@ class RowSet:
     tail : the growing segment, or None; its arrays may be longer than its n
     next_id : int
         The next generated id: one more than the largest id ever given.
+    originals : {"float16", "float32", None}
+        What is kept of the vectors as they came.
     """
 
     codec: Codec
@@ -131,6 +151,7 @@ class RowSet:
     segments: list[Segment] = field(default_factory=list)
     tail: Segment | None = None
     next_id: int = 0
+    originals: str | None = None
 
     def draft(self) -> "RowSet":
         """Return a state to append to. The tail's arrays are shared: rows past its n are not yet anybody's."""
@@ -173,12 +194,12 @@ class RowSet:
             self.tail = segments.pop()
         self.segments = segments
 
-    def reserve(self, n: int, ids: Int64Array | None, more: int = 0) -> Iterator[tuple[slice, StoredRows, int]]:
+    def reserve(self, n: int, ids: Int64Array | None, more: int = 0) -> Iterator[tuple[slice, Segment, int]]:
         """Make room for n more rows, with caller ids, int64 (n,), or generated ones.
 
         `more`: how many further rows are known to come, for which memory is set aside, not yet used.
 
-        Yields which of the n rows go where: to the stored rows, from the given one on. They are to be written before
+        Yields which of the n rows go where: to a segment's rows, from the given one on. They are to be written before
         the next step.
         """
         start, capacity = 0, segment_capacity(self.codec, self.metric)
@@ -188,7 +209,7 @@ class RowSet:
             room = min(used + n - start + more, capacity)
             tail = self._extend_tail(stop - start, None if ids is None else ids[start:stop], room)
             self.next_id = max(self.next_id, (self.next_id + stop - start) if ids is None else int(ids.max()) + 1)
-            yield slice(start, stop), tail.rows, used
+            yield slice(start, stop), tail, used
             start = stop
             if tail.n == capacity:
                 self.seal_tail()
@@ -204,7 +225,8 @@ class RowSet:
         tail = self.tail
         if tail is None:
             first_id = self.next_id if ids is None else 0
-            tail = Segment(StoredRows.allocate(self.codec, self.metric, 0), NO_IDS, first_id, 0)
+            rows = StoredRows.allocate(self.codec, self.metric, 0)
+            tail = Segment(rows, NO_IDS, first_id, 0, originals=self._room_for_originals(0))
         total = tail.n + n
         if total > len(tail.rows):
             capacity = segment_capacity(self.codec, self.metric)
@@ -227,7 +249,13 @@ class RowSet:
         if ids.size:
             ids = np.zeros(capacity, np.int64)
             ids[: tail.n] = tail.ids[: tail.n]
-        return replace(tail, rows=rows, ids=ids)
+        originals = self._room_for_originals(capacity)
+        if originals.size:
+            originals[: tail.n] = tail.originals[: tail.n]
+        return replace(tail, rows=rows, ids=ids, originals=originals)
+
+    def _room_for_originals(self, n: int) -> npt.NDArray[Any]:
+        return NO_ORIGINALS if self.originals is None else np.zeros((n, self.codec.dim), self.originals)
 
     def _with_ids(self, tail: Segment) -> Segment:
         """Give the tail stored ids, where its ids are still a range."""

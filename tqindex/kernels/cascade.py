@@ -74,43 +74,18 @@ def scan_rows_few(
         query = levels[q], sketch_levels[q], reals[q], integers[q]
         n_stages = integers[q, STAGES] if dense else 0
         stages, best = (slices[q], weights[q]), (best_scores[q : q + 1], best_ids[q : q + 1])
-        scored += _scan_query(
-            flat, shape, first_id, start, stop, tables, query, n_stages, stages, best, sample, scratch
-        )
+        # Without a threshold to begin with, a sample of blocks comes first, and then again.
+        begins = n_stages > 0 and best[0][0, 0] == -np.inf
+        step = _SAMPLE if shape[2] <= BLOCK * _SHORT_WIDTH else _SAMPLE_LONG
+        if not begins or stop - start < step * max(BLOCK * _BATCH, _SAMPLE_ROWS * k):
+            step = 1
+        while step > 0:
+            target, floor = sample if step > 1 else best, sample[0][0, 0]
+            scored += _scan_blocks(
+                flat, shape, first_id, start, stop, step, tables, query, n_stages, stages, floor, target, scratch
+            )
+            step = 1 if step > 1 else 0
     return scored
-
-
-@inner_kernel
-def _scan_query(
-    rows: Any,
-    shape: Any,
-    first_id: int,
-    start: int,
-    stop: int,
-    tables: Any,
-    query: Any,
-    n_stages: int,
-    stages: Any,
-    best: Any,
-    sample: Any,
-    scratch: Any,
-) -> int:
-    """Scan for one query; without a threshold to begin with, a sample of blocks comes first, and then again."""
-    begins = n_stages > 0 and best[0][0, 0] == -np.inf
-    step = _SAMPLE if shape[2] <= BLOCK * _SHORT_WIDTH else _SAMPLE_LONG
-    if not begins or stop - start < step * max(BLOCK * _BATCH, _SAMPLE_ROWS * best[0].shape[1]):
-        step = 1
-    scored = 0
-    while True:
-        target = sample if step > 1 else best
-        floor = sample[0][0, 0]
-        part = BOUND if step == 1 else ESTIMATE
-        scored += _scan_blocks(
-            rows, shape, first_id, start, stop, step, tables, query, n_stages, stages, part, floor, target, scratch
-        )
-        if step == 1:
-            return scored
-        step = 1
 
 
 @called_kernel
@@ -125,12 +100,11 @@ def _scan_blocks(
     query: Any,
     n_stages: int,
     stages: Any,
-    part: int,
     floor: Any,
     best: Any,
     scratch: Any,
 ) -> int:
-    """As `_scan_query` for every `step`-th block; rows that score less than `floor` are of no interest.
+    """Scan for one query every `step`-th block; rows that score less than `floor` are of no interest.
 
     rows: flat arrays; shape: (leading planes, blocks, bytes of a block, bytes of a row of `rest`).
 
@@ -140,6 +114,7 @@ def _scan_blocks(
     count = ((stop + BLOCK - 1) // BLOCK - first_block + step - 1) // step
     half = (count + 1) // STREAMS
     bias, k = query[2][BIAS], best[0].shape[1]
+    part = BOUND if step == 1 else ESTIMATE
     scored, last, batch, batches, together = 0, 0, _FIRST_BATCH, 0, False
     while last < half:
         first, last = last, min(last + batch, half)

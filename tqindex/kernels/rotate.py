@@ -113,7 +113,8 @@ def rotate_row(row: Any, permutations: Any, signs: Any, spare: Any) -> None:
         for j in range(width):
             spare[start + j] *= signs[turn, 1, j]
         _transform(spare[start:], square)
-        row[:] = spare
+        for j in range(dim):  # an assignment of arrays would compile messages for some seconds
+            row[j] = spare[j]
 
 
 @inner_kernel
@@ -171,4 +172,5 @@ def project_rows(rows: Any, columns: Any, scratch: Any) -> None:
             column = columns[i]
             for j in range(dim):
                 scratch[j] += factor * column[j]
-        rows[r] = scratch
+        for j in range(dim):
+            rows[r, j] = scratch[j]

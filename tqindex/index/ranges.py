@@ -1,0 +1,87 @@
+"""Range search: all rows whose scores reach a threshold."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tqindex.index.plan import BatchQueries, ScanPlan
+from tqindex.index.search import QUERY_BLOCK, Chunk, cut_for_batch
+from tqindex.index.segments import Segment
+from tqindex.kernels.product import TILE
+from tqindex.kernels.queries import encode_queries
+from tqindex.kernels.scan import collect_rows
+from tqindex.kernels.threads import run_parallel
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+
+#: Results that are collected before they are put aside, at least.
+_ROOM = 2**16
+
+
+class RangeResult(NamedTuple):
+    """What `Index.range_search` returns, in the form of faiss.
+
+    Attributes
+    ----------
+    lims : int64 (nq + 1,); results of query q stand at lims[q] to lims[q + 1]
+    scores : float32 (lims[-1],), as `SearchResult.scores`
+    ids : int64 (lims[-1],)
+    """
+
+    lims: Int64Array
+    scores: Float32Array
+    ids: Int64Array
+
+
+def search_range(
+    plan: ScanPlan, segments: Sequence[Segment], queries: Float32Array, threshold: float, threads: int
+) -> RangeResult:
+    """Return all rows whose scores reach a float32 threshold, query by query, best first, ties by the smaller id."""
+    counts, scores, ids = [np.zeros(1, np.int64)], [np.empty(0, np.float32)], [np.empty(0, np.int64)]
+    for first in range(0, len(queries), QUERY_BLOCK):
+        rows = queries[first : first + QUERY_BLOCK]
+        found = _collect(
+            plan,
+            segments,
+            BatchQueries.of(plan, encode_queries(plan.codec, rows, plan.metric, first)),
+            threshold,
+            threads,
+        )
+        of_query, score, row_id = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        order = np.lexsort((row_id, -score, of_query))
+        counts.append(np.bincount(of_query, minlength=len(rows)))
+        scores.append(score[order])
+        ids.append(row_id[order])
+    return RangeResult(np.cumsum(np.concatenate(counts)), np.concatenate(scores), np.concatenate(ids))
+
+
+def _collect(
+    plan: ScanPlan, segments: Sequence[Segment], batch: BatchQueries, threshold: float, threads: int
+) -> list[tuple[npt.NDArray[Any], ...]]:
+    """Return (queries, scores, ids) of what every chunk gave, in any order."""
+    nq = batch.queries[0]
+    found = [(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))]
+
+    def scan(_: int, chunk: Chunk) -> None:
+        arrays, first_id, start, stop = chunk
+        size = max(_ROOM, TILE * nq)
+        room = np.empty(size, np.int64), np.empty(size, np.float32), np.empty(size, np.int64), np.zeros(1, np.int64)
+        sides = batch.sides_from(threshold)
+        while start < stop:
+            start = collect_rows(arrays, first_id, start, stop, batch.tables, batch.queries, sides, room)
+            n = int(room[3][0])
+            found.append((room[0][:n].copy(), room[1][:n].copy(), room[2][:n].copy()))
+            room[3][0] = 0
+
+    run_parallel(cut_for_batch(plan, segments, nq), threads, scan)
+    return found
+
+
+def least_float32(value: float) -> np.float32:
+    """Return the smallest float32 that is not below `value`."""
+    with np.errstate(over="ignore"):
+        near = np.float32(value)
+    return near if float(near) >= value else np.nextafter(near, np.float32(np.inf))

@@ -1,0 +1,69 @@
+"""Reranking: candidates of a search, scored again by their original vectors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tqindex.checks import as_rows
+from tqindex.errors import ArgumentError
+
+Float32Array = npt.NDArray[np.float32]
+Int64Array = npt.NDArray[np.int64]
+#: Gives the vectors of ids, int64 (n,): float (n, dim).
+Fetch = Callable[[Int64Array], Any]
+
+#: Bytes of vectors that are fetched at a time.
+_BLOCK_BYTES = 64 * 2**20
+
+
+def rerank(
+    queries: Float32Array, candidates: Int64Array, k: int, metric: str, fetch: Fetch
+) -> tuple[Float32Array, Int64Array]:
+    """Return the k best candidates of every query by exact scores, best first, equal ones by the smaller id.
+
+    Parameters
+    ----------
+    queries : float32 (nq, dim)
+    candidates : int64 (nq, at least k), ids; -1 for none
+    metric : under "l2" the scores are -|q - x|^2 / 2, else inner products or cosines
+    fetch : gives the vectors of ids
+
+    Raises
+    ------
+    VectorError, ArgumentError
+        What `fetch` returns cannot be used.
+    """
+    scores = np.empty(candidates.shape, np.float32)
+    step = max(1, _BLOCK_BYTES // (4 * queries.shape[1] * candidates.shape[1]))
+    for start in range(0, len(queries), step):
+        block = slice(start, start + step)
+        scores[block] = _score(queries[block], candidates[block], metric, fetch)
+    order = np.lexsort((candidates, -scores), axis=1)[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(candidates, order, axis=1)
+
+
+def _score(queries: Float32Array, candidates: Int64Array, metric: str, fetch: Fetch) -> Float32Array:
+    """Exact scores, float32 (nq, candidates); -inf where there is no candidate."""
+    ids, places = np.unique(candidates, return_inverse=True)
+    known = ids >= 0
+    vectors = np.zeros((len(ids), queries.shape[1]), np.float32)
+    vectors[known] = _fetched(fetch, ids[known], queries.shape[1])
+    picked = vectors[places.reshape(candidates.shape)].astype(np.float64)
+    wide = queries.astype(np.float64)[:, np.newaxis]
+    if metric == "l2":
+        scores = -0.5 * np.square(picked - wide).sum(axis=2)
+    else:
+        scores = (picked * wide).sum(axis=2)
+        if metric == "cosine":
+            norms = np.linalg.norm(picked, axis=2) * np.linalg.norm(wide, axis=2)
+            scores = np.divide(scores, norms, out=np.zeros_like(scores), where=norms > 0)
+    return np.where(candidates >= 0, scores, -np.inf).astype(np.float32)
+
+
+def _fetched(fetch: Fetch, ids: Int64Array, dim: int) -> Float32Array:
+    rows = as_rows(fetch(ids), dim, "originals")
+    if len(rows) != len(ids):
+        raise ArgumentError(f"originals must give one vector per id, {len(ids)}, got {len(rows)}")
+    return rows
