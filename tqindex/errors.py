@@ -47,3 +47,7 @@ class CorruptIndexError(TQIndexError, ValueError):
 
 class FormatVersionError(CorruptIndexError):
     """An index was written by a newer version of tqindex."""
+
+
+class MissingPackageError(TQIndexError, ImportError):
+    """A package that only an extra of tqindex brings is not installed."""

@@ -1,0 +1,1 @@
+"""tqindex as a vector store of other frameworks; each module needs the framework that it is named after."""
