@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from functools import cached_property
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,20 +12,19 @@ from tqindex.checks import as_array, as_rows, check_choice, check_integer, check
 from tqindex.codec import Codec
 from tqindex.codec.codec import METRICS, Kind, Scale, Sketch
 from tqindex.codec.effort import Effort
-from tqindex.errors import ArgumentError, UnknownIdError
-from tqindex.index.arguments import MAX_ID, as_ids, as_source, distinct_ids
+from tqindex.errors import ArgumentError
+from tqindex.index.arguments import MAX_ID, as_ids, distinct_ids
+from tqindex.index.changing import Changing
 from tqindex.index.compact import compacted, merged
 from tqindex.index.decode import decode_rows
 from tqindex.index.describe import describe
 from tqindex.index.filters import allowed_segments
-from tqindex.index.ids import IdMap
 from tqindex.index.plan import ScanPlan
 from tqindex.index.ranges import RangeResult, least_float32, search_range
-from tqindex.index.rerank import Fetch
+from tqindex.index.rerank import Fetch, stored_originals
 from tqindex.index.rerank import rerank as rerank_candidates
 from tqindex.index.search import SearchResult, search_rows
 from tqindex.index.segments import NO_IDS, RowSet, Segment
-from tqindex.kernels.encoder import encode_rows
 from tqindex.kernels.threads import check_threads
 
 if TYPE_CHECKING:
@@ -41,7 +39,7 @@ ORIGINALS = ("float16", "float32")
 _BLOCK_BYTES = 32 * 2**20
 
 
-class Index:
+class Index(Changing):
     """A vector index that needs no training: vectors are encoded one by one and searched exhaustively.
 
     Parameters
@@ -101,12 +99,10 @@ class Index:
             check_choice("codec", codec, ("mse", "prod"))
             self.codec = Codec(dim, bits, codec, sketch, scale, center, rotation, seed, effort)
         kept = None if originals is None or callable(originals) else check_choice("originals", originals, ORIGINALS)
-        self._rows = RowSet(self.codec, self.metric, originals=kept)
+        super().__init__(RowSet(self.codec, self.metric, originals=kept))
         #: Gives the vectors of ids, int64 (n,), to `search(rerank=)` where the index keeps none itself.
         self.fetch: Fetch | None = originals if callable(originals) else None
         self._scored: float | None = None  # share of rows that the latest search scored in full
-        self._id_map: tuple[RowSet, IdMap] | None = None  # the rows that it is of, and the map
-        self._write_lock = Lock()
         #: The directory that this index was loaded from or last saved to, absolute, and its manifest as it was then.
         self._home: tuple[str, Manifest] | None = None
 
@@ -242,51 +238,6 @@ class Index:
         with self._write_lock:
             self._commit(merged(self._rows, other._rows, lambda ids: self._find(self._rows, ids)))
 
-    def _write(
-        self,
-        vectors: Any,
-        ids: npt.ArrayLike | None,
-        how: Literal["add", "update", "upsert"],
-        threads: int | None,
-        progress: Callable[[int], None] | None = None,
-    ) -> npt.NDArray[np.int64]:
-        workers = check_threads(threads)
-        source = as_source(vectors, self.dim)
-        n = source.shape[0]
-        if not n:
-            as_rows(source[:0], self.dim)  # refuses a wrong dtype, as it would for the first block
-        with self._write_lock:
-            draft = self._rows.draft()
-            given = None if ids is None else distinct_ids(ids, n)
-            if given is None and draft.next_id + n - 1 > MAX_ID:
-                raise ArgumentError(f"ids must be given: generated ones would pass 2**63 - 2 after {draft.next_id - 1}")
-            if given is not None:
-                draft.remove(self._replaced(self._rows, given, how))
-            first_id = draft.next_id
-            step = max(1, _BLOCK_BYTES // (4 * self.dim))
-            for start in range(0, n, step):
-                block = as_rows(source[start : start + step], self.dim, first_row=start, finite=False)
-                block_ids = None if given is None else given[start : start + step]
-                for part, segment, at in draft.reserve(len(block), block_ids, n - start - len(block)):
-                    encode_rows(self.codec, block[part], self.metric, segment.rows, workers, start + part.start, at)
-                    segment.keep_originals(block[part], at, start + part.start)
-                if progress is not None:
-                    progress(start + len(block))
-            self._commit(draft)
-        return np.arange(first_id, first_id + n, dtype=np.int64) if given is None else given
-
-    def _replaced(self, rows: RowSet, ids: npt.NDArray[np.int64], how: str) -> npt.NDArray[np.int64]:
-        """Return the rows that vectors with these ids take the place of."""
-        if how == "update":
-            return self._find_all(rows, ids)
-        if not ids.size or ids.min() >= rows.next_id:  # none of them can be there
-            return NO_IDS
-        found = self._find(rows, ids)
-        known = found >= 0
-        if how == "add" and known.any():
-            raise ArgumentError(f"ids must be new, got {ids[np.argmax(known)]}, which is in the index")
-        return found[known]
-
     @cached_property
     def _plan(self) -> ScanPlan:
         return ScanPlan(self.codec, self.metric)
@@ -341,7 +292,8 @@ class Index:
         segments = self._allowed(held, filter)
         scores, ids, self._scored = search_rows(self._plan, segments, rows, wanted, workers, exact_scan)
         if rerank is not None:
-            scores, ids = rerank_candidates(rows, ids, k, self.metric, self._originals(held))
+            fetch = self.fetch or stored_originals(held, self._find_all)
+            scores, ids = rerank_candidates(rows, ids, k, self.metric, fetch)
         if self.metric == "l2":
             scores *= np.float32(-2.0)
         return SearchResult(scores[0], ids[0]) if queries.ndim == 1 else SearchResult(scores, ids)
@@ -454,47 +406,3 @@ class Index:
     def __reduce__(self) -> tuple[Any, ...]:
         made = Index.from_bytes, (self.to_bytes(),)
         return made if self.fetch is None else (*made, {"fetch": self.fetch})
-
-    def _commit(self, rows: RowSet, moved: bool = False) -> None:
-        """Make a draft the state that readers see; an id map that was built grows with it, unless rows have moved."""
-        before = self._rows
-        if moved:
-            self._id_map = None
-        elif self._id_map is not None and self._id_map[0] is before:
-            self._id_map = rows, self._id_map[1].extended(rows.all_segments(), before.n_rows)
-        self._rows = rows
-
-    def _map(self, rows: RowSet) -> IdMap:
-        """Return the id map of a state of the rows, built on first use."""
-        built = self._id_map
-        if built is None or built[0] is not rows:
-            built = rows, IdMap.of(rows.all_segments())
-            self._id_map = built
-        return built[1]
-
-    def _find(self, rows: RowSet, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the rows of ids, -1 for those that are not in the index."""
-        found = self._map(rows).find(ids)
-        return np.where(rows.are_live(found), found, -1)
-
-    def _find_all(self, rows: RowSet, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the rows of ids that must be in the index."""
-        found = self._find(rows, ids)
-        if found.size and found.min() < 0:
-            raise UnknownIdError(f"ids must be in the index, got {ids[np.argmin(found)]}")
-        return found
-
-    def _originals(self, rows: RowSet) -> Fetch:
-        """Return what gives the original vectors of ids."""
-        if rows.originals is None:
-            if self.fetch is None:
-                raise ArgumentError("rerank needs originals: tq.Index(..., originals='float16'), or a callable")
-            return self.fetch
-
-        def fetch(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-            segments, vectors = rows.all_segments(), np.empty((len(ids), self.dim), np.float32)
-            for i, here, own in rows.split(self._find_all(rows, ids)):
-                vectors[here] = segments[i].originals[own]
-            return vectors
-
-        return fetch

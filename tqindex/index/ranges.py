@@ -63,7 +63,9 @@ def _collect(
 ) -> list[tuple[npt.NDArray[Any], ...]]:
     """Return (queries, scores, ids) of what every chunk gave, in any order."""
     nq = batch.queries[0]
-    found = [(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))]
+    found: list[tuple[npt.NDArray[Any], ...]] = [
+        (np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))
+    ]
 
     def scan(_: int, chunk: Chunk) -> None:
         arrays, first_id, start, stop = chunk
@@ -80,8 +82,8 @@ def _collect(
     return found
 
 
-def least_float32(value: float) -> np.float32:
+def least_float32(value: float) -> float:
     """Return the smallest float32 that is not below `value`."""
     with np.errstate(over="ignore"):
         near = np.float32(value)
-    return near if float(near) >= value else np.nextafter(near, np.float32(np.inf))
+    return float(near if float(near) >= value else np.nextafter(near, np.float32(np.inf)))

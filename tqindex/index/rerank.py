@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from tqindex.checks import as_rows
 from tqindex.errors import ArgumentError
+from tqindex.index.segments import RowSet
 
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
@@ -16,6 +17,26 @@ Fetch = Callable[[Int64Array], Any]
 
 #: Bytes of vectors that are fetched at a time.
 _BLOCK_BYTES = 64 * 2**20
+
+
+def stored_originals(rows: RowSet, find: Callable[[RowSet, Int64Array], Int64Array]) -> Fetch:
+    """Return what gives the original vectors that an index keeps; find(rows, ids) gives the rows of ids.
+
+    Raises
+    ------
+    ArgumentError
+        It keeps none.
+    """
+    if rows.originals is None:
+        raise ArgumentError("rerank needs originals: tq.Index(..., originals='float16'), or a callable")
+
+    def fetch(ids: Int64Array) -> Float32Array:
+        segments, vectors = rows.all_segments(), np.empty((len(ids), rows.codec.dim), np.float32)
+        for i, here, own in rows.split(find(rows, ids)):
+            vectors[here] = segments[i].originals[own]
+        return vectors
+
+    return fetch
 
 
 def rerank(
@@ -63,7 +84,8 @@ def _score(queries: Float32Array, candidates: Int64Array, metric: str, fetch: Fe
 
 def _unit(rows: Float32Array) -> Float32Array:
     norms = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))[:, np.newaxis]
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0, casting="same_kind")
+    unit: Float32Array = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0, casting="same_kind")
+    return unit
 
 
 def _fetched(fetch: Fetch, ids: Int64Array, dim: int) -> Float32Array:

@@ -89,7 +89,8 @@ def _keep_all(reached: int, first: int, scores: Any, row_id: int, kept: Any, _th
 
 @inner_kernel
 def _has_room(kept: Any, wanted: int) -> bool:
-    return kept[0].shape[0] - kept[3][0] >= wanted
+    room: int = kept[0].shape[0] - kept[3][0]
+    return room >= wanted
 
 
 def _make_scan(name: str, keep: Any, has_room: Any) -> Any:
