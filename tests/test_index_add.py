@@ -10,7 +10,7 @@ import pytest
 
 import tqindex as tq
 from tqindex.errors import ArgumentError, TQIndexError, UnknownIdError, VectorError
-from tqindex.index import index as index_module
+from tqindex.index import changing as index_module
 from tqindex.index import segments as index_segments
 
 DIMS = [2, 3, 7, 31, 33, 65]
