@@ -191,15 +191,16 @@ def add_command(index: Path, file: Path, dataset: str | None, names: str | None,
 
     FILE is read as by build. Without --ids, ids continue after the largest one so far.
     """
-    with open_vectors(file, dataset) as vectors, writer_lock(index):
-        opened = load(index)
-        check_width(vectors, index, opened)
-        ids = None if names is None else read_ids(names, vectors)
-        announce_compilation()
-        with _naming(vectors):
-            added = add_file(opened, vectors, ids, threads)
-        opened.save(index)
-    output.print_added(index, vectors, opened, added, names)
+    with open_vectors(file, dataset) as vectors:
+        ids = None if names is None else read_ids(names, vectors)  # may wait for input: nobody is to wait for us
+        with writer_lock(index):
+            opened = load(index)
+            check_width(vectors, index, opened)
+            announce_compilation()
+            with _naming(vectors):
+                added = add_file(opened, vectors, ids, threads)
+            opened.save(index)
+        output.print_added(index, vectors, opened, added, names)
 
 
 @cli.command("remove")
