@@ -91,7 +91,9 @@ warm.save(homes[0] / "warm")
 state_of(change(tq.load(homes[0] / "warm"), np.random.default_rng(0))[0])
 
 place, state = homes[0] / "index", None
-counts = {"kills": 0, "inside a save": 0, "of a new directory": 0, "after the commit": 0, "saves": 0, "most segments": 0}
+counts = dict.fromkeys(
+    ["kills", "inside a save", "of a new directory", "after the commit", "saves", "most segments"], 0
+)
 for seed in range(kills):
     if seed and not chance.randrange(5):
         place, state = chance.choice(homes) / f"index{seed}", None
