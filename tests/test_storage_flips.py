@@ -14,7 +14,7 @@ from tqindex.errors import CorruptIndexError
 
 #: What reading a damaged index of a few KB may take; the address space counts what is allotted, used or not.
 ALLOWANCE = 256 * 2**20
-SECONDS = 300
+SECONDS = 60
 
 
 def save_small(place, dim=3, seed=0, **parameters):
@@ -37,7 +37,7 @@ def place(tmp_path):
 
 @pytest.fixture
 def bounded():
-    """Fail where something allots by a number from a damaged file, or does not come to an end."""
+    """Fail where something allots by a number from a damaged file, or where a read does not come to an end."""
 
     def late(number, frame):
         raise TimeoutError(f"not done after {SECONDS} seconds")
@@ -46,7 +46,6 @@ def bounded():
     limits = resource.getrlimit(resource.RLIMIT_AS)
     before = signal.signal(signal.SIGALRM, late)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ALLOWANCE, limits[1]))
-    signal.alarm(SECONDS)
     yield
     signal.alarm(0)
     resource.setrlimit(resource.RLIMIT_AS, limits)
@@ -62,6 +61,7 @@ def files_of(place):
 
 def assert_refused(place, *reads):
     for read in reads:
+        signal.alarm(SECONDS)
         with pytest.raises(CorruptIndexError):
             read(place)
 

@@ -92,7 +92,7 @@ state_of(change(tq.load(homes[0] / "warm"), np.random.default_rng(0))[0])
 
 place, state = homes[0] / "index", None
 counts = dict.fromkeys(
-    ("kills", "inside a save", "of a new directory", "after the commit", "saves", "most segments"), 0
+    ["kills", "inside a save", "of a new directory", "after the commit", "saves", "most segments"], 0
 )
 for seed in range(kills):
     if seed and not chance.randrange(5):
