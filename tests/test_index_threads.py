@@ -1,4 +1,4 @@
-"""Searching in several threads while another changes the index: every result is that of a state that existed."""
+"""Searching in several threads while another changes the index: results are those of its states, in their order."""
 
 import threading
 from collections.abc import Callable
@@ -70,6 +70,16 @@ READS: dict[str, Callable[[tq.Index, Any], Any]] = {
 }
 
 
+def are_in_order(results: list[Any], states: list[Any]) -> bool:
+    """Whether every result is of a state that is not before the one of the result before."""
+    at = 0
+    for result in results:
+        if result not in states[at:]:
+            return False
+        at = states.index(result, at)
+    return True
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_every_result_is_of_a_state_that_existed(given: bool, gaussian_rows: Any) -> None:
     rows, queries = gaussian_rows(60 * ROUNDS, DIM, 1), gaussian_rows(10, DIM, 2)
@@ -79,19 +89,21 @@ def test_every_result_is_of_a_state_that_existed(given: bool, gaussian_rows: Any
         return tuple(part.tobytes() for part in READS[read](index, queries))
 
     calm = tq.Index(DIM, 2, "l2")
-    states = {read: {seen(calm, read)} for read in READS}
+    states = {read: [seen(calm, read)] for read in READS}
     for change in changes:
         change(calm)
         for read in READS:
-            states[read].add(seen(calm, read))
+            states[read].append(seen(calm, read))
     index, done = tq.Index(DIM, 2, "l2"), threading.Event()
     wrong: list[str] = []
-    met: dict[str, set[tuple[bytes, ...]]] = {read: set() for read in READS}
+    met: dict[str, list[tuple[bytes, ...]]] = {read: [] for read in READS}
 
     def search(read: str) -> None:
         try:
             while not done.is_set():
-                met[read].add(seen(index, read))
+                result = seen(index, read)
+                if met[read][-1:] != [result]:
+                    met[read].append(result)
         except Exception as error:  # noqa: BLE001 (told to the main thread)
             wrong.append(f"{read}: {error!r}")
 
@@ -105,6 +117,6 @@ def test_every_result_is_of_a_state_that_existed(given: bool, gaussian_rows: Any
         thread.join()
     assert not wrong
     for read in READS:
-        assert met[read] <= states[read], read
+        assert are_in_order(met[read], states[read]), read
         assert len(met[read]) > 1, f"{read} saw no change"
         assert seen(index, read) == seen(calm, read)
