@@ -85,6 +85,7 @@ def test_every_parameter_survives(place, parameters):
 def test_originals_survive(place, kept, mmap):
     index = index_of(130, 33, originals=kept)
     index.save(place)
+    assert tq.verify(place).manifest.version == index.info()["format_version"] == 2
     loaded = tq.load(place, mmap=mmap)
     for grown in (index, loaded):
         grown.update([7], rows(1, 33, seed=1))

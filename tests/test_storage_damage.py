@@ -373,6 +373,20 @@ def test_live_bits_that_do_not_fit(place, bits, words, mmap):
     refused(place, f"{path.name} is altered: {words}", mmap=mmap)
 
 
+@pytest.mark.parametrize("mmap", [True, False])
+@pytest.mark.parametrize(
+    ("segment", "content", "removed"),
+    [(1, b"\x0f", 0), (1, b"\7\0", 1), (1, b"", 4), (0, b"\xff" * 8, 6), (0, b"\xff" * 8 + b"\x3f\0", 0)],
+    ids=["nothing removed", "a byte too many", "empty", "a byte too few", "nothing, a byte too many"],
+)
+def test_a_live_file_has_a_bit_for_each_row_and_removes_some(place, segment, content, removed, mmap):
+    digest = hashlib.sha256(content).hexdigest()
+    entry = {"file": f"live-{digest[:16]}.bin", "bytes": len(content), "sha256": digest, "removed": removed}
+    (place / entry["file"]).write_bytes(content)
+    forge(place, lambda fields: fields["segments"][segment].update(live=entry))
+    refused(place, "has a segment that cannot be used", mmap=mmap)
+
+
 # --- what only verify sees ---
 
 
