@@ -126,7 +126,7 @@ def test_ctrl_c_ends_long_work_soon_and_leaves_the_index_as_it_was(work: str) ->
 
 def test_a_task_by_a_matrix_is_short() -> None:
     small, large = (MatrixProjection(np.empty((dim, dim), np.float32)) for dim in (64, 2048))
-    for projections, rows in (((), 256), ((small, None), 256), ((small, large), 31), ((large,), 32)):
+    for projections, rows in (((), 128), ((small, None), 128), ((small, large), 31), ((large,), 32)):
         blocks = encoder._blocks(300, 2048, *projections)
         assert max(block.stop - block.start for block in blocks) == rows
         assert [row for block in blocks for row in range(block.start, block.stop)] == list(range(300))
