@@ -37,6 +37,15 @@ def test_all_candidates_give_the_exact_order(metric: Any, originals: Any, nq: in
     np.testing.assert_array_equal(one.ids, found[0])
 
 
+@pytest.mark.parametrize(("originals", "size"), [("float16", 2), ("float32", 4), (None, 0)])
+def test_originals_are_counted(originals: Any, size: int, gaussian_rows: Any) -> None:
+    index = tq.Index(20, originals=originals)
+    index.add(gaussian_rows(30, 20))
+    info = index.info()
+    assert info["original_bytes"] == 30 * 20 * size
+    assert info["total_bytes"] == 30 * (12 + 4 + 20 * size)
+
+
 def test_only_candidates_are_scored(gaussian_rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, queries = gaussian_rows(300, 20, 1), gaussian_rows(30, 20, 2)
     asked = []

@@ -126,6 +126,10 @@ def print_info(path: Path, info: dict[str, Any], as_json: bool) -> None:
     click.echo(f"codes     {info['code_bytes']:,} bytes")
     click.echo(f"sides     {info['side_bytes']:,} bytes")
     click.echo(f"ids       {info['id_bytes']:,} bytes")
+    if info["original_bytes"]:
+        click.echo(f"originals {info['original_bytes']:,} bytes")
+    if info["original_bytes"]:
+        click.echo(f"originals {info['original_bytes']:,} bytes")
     per_vector = f", {total / n:.1f} per vector; float32 has {info['float32_bytes_per_vector']}" if n else ""
     click.echo(f"total     {total:,} bytes{per_vector}")
     click.echo(f"segments  {info['segments']}")

@@ -22,7 +22,8 @@ def describe(codec: Codec, metric: str, rows: RowSet, scan: str, scored: float |
     id_bytes = sum(segment.id_bytes for segment in segments)
     live_bytes = sum(segment.live.nbytes for segment in segments)
     removed_bytes = sum((segment.n - segment.n_live) * segment.row_bytes for segment in segments) + live_bytes
-    total = code_bytes + side_bytes + id_bytes + live_bytes
+    original_bytes = sum(segment.originals[: segment.n].nbytes for segment in segments)
+    total = code_bytes + side_bytes + id_bytes + live_bytes + original_bytes
     folder = cache_folder()
     return {
         "n": n,
@@ -41,6 +42,7 @@ def describe(codec: Codec, metric: str, rows: RowSet, scan: str, scored: float |
         "side_bytes": side_bytes,
         "id_bytes": id_bytes,
         "live_bytes": live_bytes,
+        "original_bytes": original_bytes,
         "removed_bytes": removed_bytes,
         "total_bytes": total,
         "bytes_per_vector": total / n if n else None,
