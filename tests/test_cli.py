@@ -268,7 +268,7 @@ def test_verify(cli, index):
     assert out.splitlines() == [
         f"ok        {index}: manifest, checksums and ids are sound",
         "vectors   300",
-        f"segments  1, {size:,} bytes",
+        f"files     1, {size:,} bytes",
     ]
 
 

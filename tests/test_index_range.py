@@ -66,7 +66,9 @@ def test_removed_and_filtered_rows_are_not_found(gaussian_rows: Any) -> None:
     index.remove(np.arange(0, 500, 2))
     left = np.arange(1, 500, 2)
     assert parts(index.range_search(queries, 0.5)) == expected(index, rows[left], left, queries, 0.5)
-    few = np.array([1, 2, 33, 77, 1000])
+    few = {1, 2, 33, 77, 1000}
+    with pytest.raises(ArgumentError, match=r"^filter must be a one-dimensional array of integers, got float64"):
+        index.range_search(queries, -9.0, filter=[1.0])
     kept = np.array([1, 33, 77])
     assert parts(index.range_search(queries, -9.0, filter=few)) == expected(index, rows[kept], kept, queries, -9.0)
 

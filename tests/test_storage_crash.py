@@ -12,6 +12,7 @@ import pytest
 
 import tqindex as tq
 from tqindex.errors import StorageError
+from tqindex.storage import files
 
 # Everything that a save asks of the system, in the order of a save.
 STEPS = [(os, "fsync"), *[(Path, name) for name in ("mkdir", "open", "replace", "rename", "unlink")]]
@@ -251,3 +252,19 @@ def test_a_reader_between_two_states_takes_the_newer(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "read_manifest", read_then_replaced)
     assert len(tq.load(place)) == 100
     assert seen == [70, 100]
+
+
+def test_a_file_may_go_while_it_is_opened(tmp_path, monkeypatch):
+    index = index_of(100)
+    index.save(tmp_path / "index")
+    index.add(rows(50))
+    opening, saved = files.open_plain, []
+
+    def slow(path, *arguments):
+        if path.suffix == ".safetensors" and not saved:
+            saved.append(index.compact())
+            index.save(tmp_path / "index")
+        return opening(path, *arguments)
+
+    monkeypatch.setattr(files, "open_plain", slow)
+    assert len(tq.load(tmp_path / "index", mmap=False)) == 150

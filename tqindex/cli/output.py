@@ -141,4 +141,4 @@ def print_verified(path: Path, found: Verification) -> None:
     """Say that an index is sound, and what was checked."""
     click.echo(f"ok        {click.format_filename(path)}: manifest, checksums and ids are sound")
     click.echo(f"vectors   {found.manifest.n:,}")
-    click.echo(f"segments  {found.files}, {found.bytes:,} bytes")
+    click.echo(f"files     {found.files}, {found.bytes:,} bytes")

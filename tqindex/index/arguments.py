@@ -24,14 +24,17 @@ def as_source(vectors: Any, dim: int) -> Any:
     return vectors
 
 
-def as_ids(ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
+def as_ids(ids: npt.ArrayLike, name: str = "ids") -> npt.NDArray[np.int64]:
+    """Return integers as int64, of no or one dimension; messages call them `name`."""
     array = np.asarray(ids)
     if array.size == 0 and array.dtype.kind == "f":
         array = array.astype(np.int64)  # an empty list has no integer type of its own
     if array.dtype.kind not in "iu" or array.ndim > 1:
-        raise ArgumentError(f"ids must be a one-dimensional array of integers, got {array.dtype}, shape {array.shape}")
+        raise ArgumentError(
+            f"{name} must be a one-dimensional array of integers, got {array.dtype}, shape {array.shape}"
+        )
     if array.dtype == np.uint64 and array.size and array.max() > 2**63 - 1:
-        raise ArgumentError(f"ids must fit int64, got {array.max()}")
+        raise ArgumentError(f"{name} must fit int64, got {array.max()}")
     return array.astype(np.int64)
 
 

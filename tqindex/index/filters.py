@@ -1,6 +1,6 @@
 """Filters: which ids a search may return, as bits of every segment's rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -37,11 +37,11 @@ def allowed_segments(given: Any, rows: RowSet, find: Callable[[], IdMap]) -> lis
     if callable(given):
         flags = [_ask(given, segment.all_ids()[segment.live_rows()]) for segment in segments]
     else:
-        array = np.asarray(given)
+        array = np.asarray(list(given) if isinstance(given, Set) else given)
         if array.dtype == np.bool_:
             flags = _split_mask(array, segments)
         else:
-            return _only(segments, rows, find().find(np.atleast_1d(as_ids(array))))
+            return _only(segments, rows, find().find(np.atleast_1d(as_ids(array, "filter"))))
     return [_where(segment, allowed) for segment, allowed in zip(segments, flags, strict=True)]
 
 

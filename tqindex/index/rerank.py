@@ -28,7 +28,7 @@ def stored_originals(rows: RowSet, find: Callable[[RowSet, Int64Array], Int64Arr
         It keeps none.
     """
     if rows.originals is None:
-        raise ArgumentError("rerank needs originals: tq.Index(..., originals='float16'), or a callable")
+        raise ArgumentError("rerank needs originals: tq.Index(..., originals='float16'), or a callable as index.fetch")
 
     def fetch(ids: Int64Array) -> Float32Array:
         segments, vectors = rows.all_segments(), np.empty((len(ids), rows.codec.dim), np.float32)

@@ -89,9 +89,13 @@ def read_content(path: Path, entry: FileEntry, mmap: bool) -> npt.NDArray[np.uin
 
 
 def _open_named(path: Path) -> BinaryIO:
+    missing = CorruptIndexError(f"{path} is missing or not a plain file")
     if path.is_symlink() or not path.is_file():
-        raise CorruptIndexError(f"{path} is missing or not a plain file")
-    return os.fdopen(open_plain(path, os.O_RDONLY), "rb")
+        raise missing
+    try:
+        return os.fdopen(open_plain(path, os.O_RDONLY), "rb")
+    except FileNotFoundError as error:  # a save has removed it just now
+        raise missing from error
 
 
 def check_size(path: Path, entry: FileEntry, size: int) -> None:
