@@ -8,7 +8,7 @@ from typing import Any
 
 from tqindex.errors import TQIndexError
 
-_INTERRUPTED = 130
+INTERRUPTED = 130
 _TERMINATED = 143
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     except TQIndexError as error:  # TQINDEX_SIMD, which modules read when they load
         sys.stderr.write(f"Error: {error}\n")
         code = 2
-    if code == _INTERRUPTED:
+    if code == INTERRUPTED:
         _leave()
     sys.exit(code)
 
@@ -37,7 +37,7 @@ def _leave(*_: Any) -> None:
     """End at once after Ctrl-C: an exception may be lost while modules load, and a tidy exit takes a while."""
     sys.stderr.write("Interrupted: nothing half-written is left.\n")
     sys.stderr.flush()
-    os._exit(_INTERRUPTED)
+    os._exit(INTERRUPTED)
 
 
 def _terminate(*_: Any) -> None:

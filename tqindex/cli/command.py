@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from tqindex.checks import MAX_DIM, check_choice, check_integer
-from tqindex.cli import output
+from tqindex.cli import INTERRUPTED, output
 from tqindex.cli.build import build_index
 from tqindex.cli.changes import add_file, check_width
 from tqindex.cli.hits import check_output, write_hits
@@ -28,7 +28,6 @@ from tqindex.storage.lock import writer_lock
 from tqindex.storage.save import check_target
 
 _WRONG_INPUT = 2
-_INTERRUPTED = 130
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +46,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         return _fail(f"not enough memory: {error}")
     except (KeyboardInterrupt, click.Abort):
-        return _INTERRUPTED
+        return INTERRUPTED
     return code if isinstance(code, int) else 0
 
 
@@ -167,7 +166,8 @@ def search_command(
         with _naming(file):
             # Compiles the kernels for few and for many queries, so that the rate below is the search's.
             opened.search(rows[:1], k, threads)
-            opened.search(rows[: FEW_QUERIES + 1], k, threads)
+            if len(rows) > FEW_QUERIES:
+                opened.search(rows[: FEW_QUERIES + 1], k, threads)
             start = time.perf_counter()
             result = opened.search(rows, k, threads)
             seconds = time.perf_counter() - start

@@ -38,21 +38,22 @@ class Changing:
         progress: Callable[[int], None] | None = None,
     ) -> Int64Array:
         workers = check_threads(threads)
-        source = as_source(vectors, self._rows.codec.dim)
+        dim = self._rows.codec.dim
+        source = as_source(vectors, dim)
         n = source.shape[0]
         if not n:
-            as_rows(source[:0], self._rows.codec.dim)  # refuses a wrong dtype, as it would for the first block
+            as_rows(source[:0], dim)  # refuses a wrong dtype, as it would for the first block
         with self._write_lock:
             draft = self._rows.draft()
             given = None if ids is None else distinct_ids(ids, n)
             if given is None and draft.next_id + n - 1 > MAX_ID:
                 raise ArgumentError(f"ids must be given: generated ones would pass 2**63 - 2 after {draft.next_id - 1}")
             if given is not None:
-                draft.remove(self._replaced(self._rows, given, how))
+                draft.remove(self._replaced(given, how))
             first_id = draft.next_id
-            step = max(1, _BLOCK_BYTES // (4 * self._rows.codec.dim))
+            step = max(1, _BLOCK_BYTES // (4 * dim))
             for start in range(0, n, step):
-                block = as_rows(source[start : start + step], self._rows.codec.dim, first_row=start, finite=False)
+                block = as_rows(source[start : start + step], dim, first_row=start, finite=False)
                 block_ids = None if given is None else given[start : start + step]
                 for part, segment, at in draft.reserve(len(block), block_ids, n - start - len(block)):
                     encode_rows(draft.codec, block[part], draft.metric, segment.rows, workers, start + part.start, at)
@@ -62,13 +63,13 @@ class Changing:
             self._commit(draft)
         return np.arange(first_id, first_id + n, dtype=np.int64) if given is None else given
 
-    def _replaced(self, rows: RowSet, ids: Int64Array, how: str) -> Int64Array:
+    def _replaced(self, ids: Int64Array, how: str) -> Int64Array:
         """Return the rows that vectors with these ids take the place of."""
         if how == "update":
-            return self._find_all(rows, ids)
-        if not ids.size or ids.min() >= rows.next_id:  # none of them can be there
+            return self._find_all(self._rows, ids)
+        if not ids.size or ids.min() >= self._rows.next_id:  # none of them can be there
             return NO_IDS
-        found = self._find(rows, ids)
+        found = self._find(self._rows, ids)
         known = found >= 0
         if how == "add" and known.any():
             raise ArgumentError(f"ids must be new, got {ids[np.argmax(known)]}, which is in the index")

@@ -10,10 +10,7 @@ from tqindex.index.segments import Int64Array, RowSet, Segment
 
 def decode_rows(rows: RowSet, numbers: Int64Array) -> npt.NDArray[np.float32]:
     """Return the vectors of some rows, float32 (n, dim)."""
-    segments, vectors = rows.all_segments(), np.empty((len(numbers), rows.codec.dim), np.float32)
-    for i, here, own in rows.split(numbers):
-        vectors[here] = rows.codec.decode(_codes(rows, segments[i], own))
-    return vectors
+    return rows.gather(numbers, lambda segment, own: rows.codec.decode(_codes(rows, segment, own)))
 
 
 def _codes(rows: RowSet, segment: Segment, numbers: Int64Array) -> Codes:

@@ -20,7 +20,6 @@ from tqindex.kernels.simd_count import SLICES
 from tqindex.kernels.simd_score import BIASES, SHIFTS, SKETCH_SHIFTS, SKETCH_STEPS, STEPS, THRESHOLDS
 
 Float32Array = npt.NDArray[np.float32]
-Int8Array = npt.NDArray[np.int8]
 
 #: Probability over the rotation that a search loses any of its k best to the cascade.
 EPS = 1e-6

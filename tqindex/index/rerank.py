@@ -29,14 +29,7 @@ def stored_originals(rows: RowSet, find: Callable[[RowSet, Int64Array], Int64Arr
     """
     if rows.originals is None:
         raise ArgumentError("rerank needs originals: tq.Index(..., originals='float16'), or a callable as index.fetch")
-
-    def fetch(ids: Int64Array) -> Float32Array:
-        segments, vectors = rows.all_segments(), np.empty((len(ids), rows.codec.dim), np.float32)
-        for i, here, own in rows.split(find(rows, ids)):
-            vectors[here] = segments[i].originals[own]
-        return vectors
-
-    return fetch
+    return lambda ids: rows.gather(find(rows, ids), lambda segment, own: segment.originals[own])
 
 
 def rerank(

@@ -1,6 +1,6 @@
 """The rows of an index: immutable segments and one growing tail."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -192,6 +192,15 @@ class RowSet:
             if here.any():
                 yield i, here, rows[here] - first
             first += segment.n
+
+    def gather(
+        self, rows: Int64Array, read: Callable[[Segment, Int64Array], npt.NDArray[Any]]
+    ) -> npt.NDArray[np.float32]:
+        """Return float32 (n, dim): what read(segment, numbers) gives for the rows that a segment has."""
+        segments, vectors = self.all_segments(), np.empty((len(rows), self.codec.dim), np.float32)
+        for i, here, own in self.split(rows):
+            vectors[here] = read(segments[i], own)
+        return vectors
 
     def are_live(self, rows: Int64Array) -> npt.NDArray[np.bool_]:
         """Say of some rows whether they exist, and are not removed."""
