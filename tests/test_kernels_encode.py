@@ -16,10 +16,14 @@ from tqindex.codec.sums import dot, tree_sum
 from tqindex.errors import VectorError
 from tqindex.kernels import encode as kernels
 from tqindex.kernels import encoder
+from tqindex.kernels.compile import kernel
 from tqindex.kernels.encoder import BLOCK_ROWS, encode_rows, project
 from tqindex.kernels.product import TILE, _place_row, expand_tile
 from tqindex.kernels.rows import EncodedRows, StoredRows
 from tqindex.kernels.simd_sums import CHUNK
+
+# Parts of kernels, callable from here.
+_expand_tile, _find_row = (kernel(part.py_func) for part in (expand_tile, _place_row))
 
 METRICS = ("ip", "cosine", "l2")
 DIMS = [2, 7, 31, 33, 64, 65, 100, 257]
@@ -193,18 +197,18 @@ def test_expand_tile_undoes_pad_planes(dim: int, bits: int) -> None:
     entries = np.random.default_rng(0).permutation(256)[:16].astype(np.uint8)
     levels = np.zeros((TILE, -(-dim // 64) * 64), np.uint8)
     work = np.zeros(min(bits, LEADING) * -(-width // 8) * 8, np.uint8)
-    expand_tile(stored.lead, stored.rest, np.arange(8, 14), 6, 0, bits, np.tile(entries, 4), levels, work)
+    _expand_tile(stored.lead, stored.rest, np.arange(8, 14), 6, 0, bits, np.tile(entries, 4), levels, work)
     expected = codes if bits == 8 else entries[codes]
     np.testing.assert_array_equal(rows_of(levels)[:6, :dim], expected[5:, :dim])
     assert not rows_of(levels)[6:].any()
-    expand_tile(stored.lead, stored.rest, np.arange(8, 14), 6, bits - 1, 1, np.tile(entries, 4), levels, work)
+    _expand_tile(stored.lead, stored.rest, np.arange(8, 14), 6, bits - 1, 1, np.tile(entries, 4), levels, work)
     np.testing.assert_array_equal(rows_of(levels)[:6, :dim], entries[codes[5:, :dim] & 1])
 
 
 def rows_of(levels: Any) -> Any:
     """A tile's rows, wherever the SIMD level puts their steps of 64."""
     flat, depth = levels.reshape(-1), levels.shape[1]
-    places = [_place_row(r, depth) for r in range(len(levels))]
+    places = [_find_row(r, depth) for r in range(len(levels))]
     return np.array([np.concatenate([flat[at + i * step :][:64] for i in range(depth // 64)]) for at, step in places])
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import tqindex as tq
 from tqindex.index import segments as index_segments
+from tqindex.kernels.compile import kernel
 from tqindex.kernels.product import (
     BLOCK_GROUPS,
     LANES,
@@ -21,6 +22,11 @@ from tqindex.kernels.product import (
     pack_queries,
 )
 from tqindex.kernels.scan import NO_ID, push
+
+# Parts of kernels, callable from here.
+_begin, _multiply, _end, _find_row, _push = (
+    kernel(part.py_func) for part in (begin_tiles, multiply_tile, end_tiles, _place_row, push)
+)
 
 METRICS = ("ip", "cosine", "l2")
 CODECS: list[dict[str, Any]] = [
@@ -138,7 +144,7 @@ def test_push_keeps_the_best(pairs: list[tuple[int, int]], data: Any) -> None:
     scores, ids = np.full((2, k), -np.inf, np.float32), np.full((2, k), NO_ID, np.int64)
     for score, row_id in pairs:
         if (-score, row_id) < (-scores[1, 0], ids[1, 0]):
-            push(scores, ids, 1, np.float32(score), row_id)
+            _push(scores, ids, 1, np.float32(score), row_id)
     kept = sorted(zip(-scores[1], ids[1].tolist(), strict=True))
     assert (ids[0] == NO_ID).all()
     assert kept == sorted((-score, row_id) for score, row_id in pairs)[:k]
@@ -168,13 +174,13 @@ def test_products_are_exact_at_their_largest(dim: int, rows: int) -> None:
     products = np.zeros((len(packed) // BLOCK_GROUPS, TILE, columns), np.int32)
     placed = np.zeros(levels.size, np.uint8)
     for r, row in enumerate(levels):
-        at, step = _place_row(r, depth)
+        at, step = _find_row(r, depth)
         for i in range(0, depth, 64):
             placed[at + i // 64 * step :][:64] = row[i : i + 64]
-    begin_tiles(TILE_CONFIGURATION)
+    _begin(TILE_CONFIGURATION)
     for i, strip in enumerate(products):
-        multiply_tile(placed, rows, depth, packed.reshape(-1), i * BLOCK_GROUPS, strip.reshape(-1))
-    end_tiles()
+        _multiply(placed, rows, depth, packed.reshape(-1), i * BLOCK_GROUPS, strip.reshape(-1))
+    _end()
     found = products.transpose(1, 0, 2).reshape(TILE, -1)
     expected = levels[:rows, :dim].astype(np.float64) @ queries.astype(np.float64).T
     np.testing.assert_array_equal(found[:rows, :35], expected)

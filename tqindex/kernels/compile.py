@@ -20,7 +20,8 @@ from typing import Any, TypeVar, cast
 
 import llvmlite
 import numba
-from numba.core.compiler import CompileResult
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler, CompileResult
 from numba.core.runtime import nrt
 from numba.core.serialize import dumps
 
@@ -37,7 +38,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 def kernel(function: _Function) -> _Function:
     """Compile `function` in nopython mode, without fastmath, so that arithmetic stays as it is written."""
-    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    dispatcher: Any = _njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function)
     folder = cache_folder()
     if hasattr(dispatcher, "_cache") and folder is not None:  # no such attribute under NUMBA_DISABLE_JIT
         # What Numba's cache=True does, with our folder.
@@ -45,17 +46,56 @@ def kernel(function: _Function) -> _Function:
     return cast(_Function, dispatcher)
 
 
-def inner_kernel(function: _Function) -> _Function:
-    """Compile a part of kernels that allocates nothing, to be inlined into its callers.
+class _PartLibrary(JITCodeLibrary):
+    """Code that is linked into kernels as it was lowered, and optimised and compiled there only.
 
-    Without reference counts: one count costs as much as a row's work.
+    Numba would do both for each part too, and again in all that call it: half of the time that kernels take.
     """
-    return cast(_Function, _njit(nogil=True, error_model="numpy", forceinline=True, _nrt=False)(function))
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+
+class _PartCompiler(Compiler):
+    """Numba's compiler, with the library above and without an entry for calls from Python."""
+
+    def define_pipelines(self) -> Any:
+        state = self.state
+        state.library = _PartLibrary(state.targetctx.codegen(), state.func_id.func_qualname)
+        # The context is this compilation's own. Callers look a part up by its entry, which has to be some builtin
+        # function: one of its own, that refuses arguments.
+        state.targetctx.get_executable = lambda *_: object().__sizeof__
+        return super().define_pipelines()
+
+
+def _part(**options: bool) -> Callable[[_Function], _Function]:
+    """Return a decorator of what only kernels call."""
+    return cast(
+        Callable[[_Function], _Function],
+        _njit(
+            nogil=True,
+            error_model="numpy",
+            # Without reference counts: one count costs as much as a row's work.
+            _nrt=False,
+            no_cpython_wrapper=True,
+            no_cfunc_wrapper=True,
+            pipeline_class=_PartCompiler,
+            **options,
+        ),
+    )
+
+
+def inner_kernel(function: _Function) -> _Function:
+    """Compile a part of kernels that allocates nothing, to be inlined into its callers."""
+    return _part(forceinline=True)(function)
 
 
 def called_kernel(function: _Function) -> _Function:
-    """The same for a long part that is called for many rows at once: compiled one time, not once per caller."""
-    return cast(_Function, _njit(nogil=True, error_model="numpy", _nrt=False)(function))
+    """The same for a long part that is called for many rows at once: not inlined wherever it is called."""
+    return _part()(function)
 
 
 @functools.cache
