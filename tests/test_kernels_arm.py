@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from llvmlite import ir
 
+from tqindex.codec.packing import BLOCK, interleave_rows
 from tqindex.kernels import product, simd
 from tqindex.kernels.simd_product import make_multiply_block
 from tqindex.kernels.simd_rows import make_dot_row, make_expand_row
@@ -139,9 +140,12 @@ def test_rows_from_their_planes(operations: simd.Operations) -> None:
     dot_row, expand_row = make_dot_row(operations), make_expand_row(operations)
 
     @numba.njit
-    def both(lead: Any, leading: int, rest: Any, others: int, width: int, table: Any, query: Any, levels: Any) -> int:
+    def both(
+        lead: Any, block: Any, leading: int, rest: Any, others: int, width: int, table: Any, query: Any, levels: Any
+    ) -> int:
         expand_row(lead, 0, leading, rest, 0, others, width, table, levels, 0, 64)
-        return dot_row(lead, 0, leading, rest, 0, others, width, table, query)  # type: ignore[no-any-return]
+        dot = dot_row(block, 0, BLOCK * width, 3, leading, rest, 0, others, width, table, query)
+        return dot  # type: ignore[no-any-return]
 
     rng = np.random.default_rng(0)
     dim, depth = 104, 128  # the last step of 64 is not a whole one
@@ -154,7 +158,10 @@ def test_rows_from_their_planes(operations: simd.Operations) -> None:
         wanted = codes if bits == 8 else table[codes]
         leading = min(bits, 2)
         lead = np.pad(planes[:leading], ((0, 0), (0, 3)))  # to whole words
+        rows = rng.integers(0, 256, (leading, BLOCK, dim // 8), np.uint8)
+        rows[:, 3] = planes[:leading]
+        block = np.concatenate([interleave_rows(plane).ravel() for plane in rows])
         rest = planes[leading:].ravel()
-        dot = both(lead.ravel(), leading, rest, bits - leading, dim // 8, np.tile(table, 4), query, levels)
+        dot = both(lead.ravel(), block, leading, rest, bits - leading, dim // 8, np.tile(table, 4), query, levels)
         np.testing.assert_array_equal(levels[:dim], wanted)
         assert dot == wanted.astype(np.int32) @ query[:dim].astype(np.int32)

@@ -10,15 +10,31 @@ from tqindex.codec import Codec
 from tqindex.codec.packing import BLOCK, interleave_rows
 from tqindex.codec.refinement import refinement
 from tqindex.index.plan import ScanPlan
-from tqindex.kernels.coarse import BOUND, ESTIMATE, FIRST, OFFSET, SECOND, WEIGHTS, coarsen_query
-from tqindex.kernels.simd_count import SLICES, count_blocks, make_reach_blocks
+from tqindex.kernels.coarse import (
+    BOUND,
+    COARSE_BYTES,
+    ESTIMATE,
+    FIRST,
+    OFFSET,
+    SECOND,
+    WEIGHTS,
+    _write_slices,
+    _write_tables,
+    coarsen_query,
+)
+from tqindex.kernels.compile import kernel
+from tqindex.kernels.cpu import has_byte_tables
+from tqindex.kernels.simd_count import SLICES, count_blocks, make_reach_pairs
 from tqindex.kernels.simd_layout import gather_row
+from tqindex.kernels.simd_lookup import TABLES, look_up_blocks
 
 WIDTHS = [*range(1, 41), 192]
 _count_blocks: Any = count_blocks
+_look_up_blocks: Any = look_up_blocks
 _gather_row: Any = gather_row
-_reach = {with_offsets: make_reach_blocks(with_offsets) for with_offsets in (False, True)}
-_reach_plain, _reach_offsets = _reach[False], _reach[True]
+_reach_plain, _reach_offsets = make_reach_pairs(False), make_reach_pairs(True)
+# Parts of kernels, callable from here.
+_slices, _tables = kernel(_write_slices.py_func), kernel(_write_tables.py_func)
 
 
 # Intrinsics can be called from compiled code alone.
@@ -29,40 +45,64 @@ def count(plane: Any, runs: Any, pairs: int, width: int, slices: Any, counts: An
 
 
 @numba.njit(error_model="numpy")
+def look_up(plane: Any, runs: Any, pairs: int, width: int, tables: Any, counts: Any, at: int) -> None:
+    first, second, step = runs
+    _look_up_blocks(plane, first, second, step, pairs, width, tables, counts, at)
+
+
+@numba.njit(error_model="numpy")
 def gather(lead: Any, at: int, lane: int, width: int, out: Any, out_at: int) -> None:
     _gather_row(lead, at, lane, width, out, out_at)
 
 
 @numba.njit(error_model="numpy")
-def reach(with_offsets: bool, first: Any, second: Any, scales: Any, offsets: Any, places: Any, w: Any, t: float) -> int:
-    a, b, c, row, other = places
+def reach(
+    with_offsets: bool, first: Any, second: Any, scales: Any, offsets: Any, places: Any, w: Any, t: float, masks: Any
+) -> None:
+    a, b, c, row, other, step, pairs = places
     if with_offsets:
-        return _reach_offsets(first, a, b, second, c, scales, offsets, row, other, w[0], w[1], w[2], w[3], t)
-    return _reach_plain(first, a, b, second, c, scales, offsets, row, other, w[0], w[1], w[2], w[3], t)
+        _reach_offsets(
+            first, a, b, second, c, scales, offsets, row, other, step, pairs, w[0], w[1], w[2], w[3], t, masks, 1
+        )
+    else:
+        _reach_plain(
+            first, a, b, second, c, scales, offsets, row, other, step, pairs, w[0], w[1], w[2], w[3], t, masks, 1
+        )
 
 
-def slice_query(coarse: Any) -> Any:
-    """Bit slices of integers in [-8, 7], u64 (words * SLICES,)."""
-    padded = np.zeros(-(-len(coarse) // 64) * 64, np.int64)
-    padded[: len(coarse)] = coarse
-    bits = (padded.reshape(-1, 1, 64) >> np.arange(SLICES)[:, np.newaxis]) & 1
-    return np.packbits(bits.astype(np.uint8), axis=2, bitorder="little").view(np.uint64).ravel()
+FORMS = [
+    pytest.param(count, _slices, 8 * SLICES, 7, id="slices"),
+    pytest.param(
+        look_up,
+        _tables,
+        TABLES,
+        31,
+        id="tables",
+        marks=pytest.mark.skipif(not has_byte_tables(), reason="this level has no shuffle across 64 bytes"),
+    ),
+]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_count_blocks_sums_the_query_over_set_bits(width: int) -> None:
+@pytest.mark.parametrize(("sum_up", "write", "word_bytes", "most"), FORMS)
+def test_blocks_are_summed_over_set_bits(sum_up: Any, write: Any, word_bytes: int, most: int, width: int) -> None:
     rng = np.random.default_rng(width)
     plane = rng.integers(0, 256, (5 * BLOCK, width), np.uint8)
     plane[:BLOCK] = 255
     blocks = interleave_rows(plane)
+    words = -(-width // 8)
     # Queries are zero beyond their coordinates, planes need not be; the largest sums come first.
-    queries = [np.full(8 * width, value) for value in (7, -8)] + [rng.integers(-8, 8, 8 * width - 3) for _ in range(3)]
-    for coarse in queries:
-        expected = np.unpackbits(plane, axis=1, bitorder="little")[:, : len(coarse)].astype(np.int64) @ coarse
+    queries = [np.full(8 * width, value) for value in (most, -most)]
+    queries += [rng.integers(-most, most + 1, 8 * width - 3) for _ in range(3)]
+    for query in queries:
+        expected = np.unpackbits(plane, axis=1, bitorder="little")[:, : len(query)].astype(np.int64) @ query
+        levels, form = np.zeros(64 * words, np.int8), np.zeros(words * word_bytes, np.uint8)
+        levels[: len(query)] = query
+        write(levels, form)
         for first, second, step, pairs in ((0, 4, 0, 1), (3, 1, 1, 1), (2, 2, 1, 3), (0, 1, 2, 2), (0, 0, 1, 0)):
             counts = np.full(80, 99, np.int32)
             runs = tuple(8 * width * place for place in (first, second, step))
-            count(blocks.ravel(), runs, pairs, width, slice_query(coarse), counts, 11)
+            sum_up(blocks.ravel(), runs, pairs, width, form, counts, 11)
             by_block = expected.reshape(5, BLOCK)
             wanted = [by_block[start + j * step] for j in range(pairs) for start in (first, second)]
             np.testing.assert_array_equal(counts[11 : 11 + 16 * pairs], np.ravel(wanted))
@@ -85,23 +125,34 @@ def test_gather_row_takes_one_row_out(width: int) -> None:
 
 @pytest.mark.parametrize("with_offsets", [False, True])
 @pytest.mark.parametrize("magnitude", [1.0, 1e-20, 1e12])
-def test_reach_blocks_compares_bounds_in_their_order(with_offsets: bool, magnitude: float) -> None:
+def test_reach_pairs_compares_bounds_in_their_order(with_offsets: bool, magnitude: float) -> None:
     rng = np.random.default_rng(5)
     first, second = (rng.integers(-3000, 3000, 64).astype(np.int32) for _ in range(2))
-    scales = (rng.random(48, np.float32) * magnitude).astype(np.float32)
-    offsets = (rng.standard_normal(48) * 1e3 * magnitude).astype(np.float32)
+    scales = (rng.random(64, np.float32) * magnitude).astype(np.float32)
+    offsets = (rng.standard_normal(64) * 1e3 * magnitude).astype(np.float32)
     w = (rng.standard_normal(4) * [1, 1, 100, 1e-2]).astype(np.float32)
-    for a, b, c, row, other in ((0, 8, 0, 0, 8), (40, 3, 16, 32, 8), (5, 5, 48, 16, 16)):
-        counts = np.concatenate([first[a : a + 8], first[b : b + 8]]).astype(np.float32)
-        rows = np.concatenate([np.arange(row, row + 8), np.arange(other, other + 8)])
-        bounds = (w[2] + w[0] * counts + w[1] * second[c : c + 16].astype(np.float32)) * scales[rows]
-        if with_offsets:
-            bounds = bounds + (offsets[rows] + w[3] * np.abs(offsets[rows]))
-        assert bounds.dtype == np.float32
+    for a, b, c, row, other, step, pairs in (
+        (0, 8, 0, 0, 8, 0, 1),
+        (40, 3, 16, 32, 8, 8, 1),
+        (5, 5, 32, 16, 16, 16, 2),
+        (0, 8, 0, 0, 32, 8, 3),
+        (0, 8, 0, 0, 32, 8, 0),
+    ):
+        bounds = np.empty((pairs, 16), np.float32)
+        for j in range(pairs):
+            counts = np.concatenate([first[16 * j + a :][:8], first[16 * j + b :][:8]]).astype(np.float32)
+            rows = step * j + np.concatenate([np.arange(row, row + 8), np.arange(other, other + 8)])
+            seconds = second[16 * j + c :][:16].astype(np.float32)
+            bounds[j] = (w[2] + w[0] * counts + w[1] * seconds) * scales[rows]
+            if with_offsets:
+                bounds[j] = bounds[j] + (offsets[rows] + w[3] * np.abs(offsets[rows]))
         # A bound equal to the threshold reaches it: one ulp of difference in any step would show.
-        for threshold in [*bounds, *np.nextafter(bounds, np.float32(np.inf)), np.float32(-np.inf)]:
-            found = reach(with_offsets, first, second, scales, offsets, (a, b, c, row, other), w, threshold)
-            assert found == sum(int(bound >= threshold) << lane for lane, bound in enumerate(bounds))
+        thresholds = [*bounds.ravel(), *np.nextafter(bounds, np.float32(np.inf)).ravel(), np.float32(-np.inf)]
+        for threshold in thresholds:
+            masks = np.full(pairs + 2, 77, np.uint32)
+            reach(with_offsets, first, second, scales, offsets, (a, b, c, row, other, step, pairs), w, threshold, masks)
+            np.testing.assert_array_equal(masks[1:-1], (bounds >= threshold) @ (1 << np.arange(16)))
+            assert masks[0] == masks[-1] == 77
 
 
 def queries_of_every_form(dim: int) -> Any:
@@ -117,29 +168,27 @@ def queries_of_every_form(dim: int) -> Any:
 
 
 def coarsen(plan: ScanPlan, levels: Any, scale: float, deviations: float) -> tuple[Any, Any]:
+    """Coarse levels, int64 (dim,), and weights (stages, WEIGHTS)."""
     depth = -(-len(levels) // 64) * 64
-    padded, slices = np.zeros(depth, np.int8), np.zeros(depth // 64 * SLICES, np.uint64)
+    padded, coarse = np.zeros((2, depth), np.int8)
     padded[: len(levels)] = levels
+    form, expected = np.zeros((2, depth // 64 * COARSE_BYTES), np.uint8)
     weights = np.zeros(WEIGHTS * len(plan.stages), np.float32)
-    coarsen_query(padded, len(levels), scale, deviations, deviations + 1, plan.stages, slices, weights)
-    return slices, weights.reshape(-1, WEIGHTS)
-
-
-def coarse_of(slices: Any, dim: int) -> Any:
-    """Undo `slice_query`."""
-    bits = np.unpackbits(slices.view(np.uint8).reshape(-1, SLICES, 8), axis=2, bitorder="little").astype(np.int64)
-    values = (bits * np.array([1, 2, 4, -8])[:, np.newaxis]).sum(axis=1)
-    assert not values.ravel()[dim:].any()
-    return values.ravel()[:dim]
+    coarsen_query(padded, len(levels), scale, deviations, deviations + 1, plan.stages, coarse, form, weights)
+    assert not coarse[len(levels) :].any()
+    (_tables if has_byte_tables() else _slices)(coarse, expected)
+    np.testing.assert_array_equal(form, expected)
+    return coarse[: len(levels)].astype(np.int64), weights.reshape(-1, WEIGHTS)
 
 
 @pytest.mark.parametrize("dim", [64, 65, 100, 1536])
 def test_a_coarse_query_is_the_rounded_one(dim: int) -> None:
     plan = ScanPlan(Codec(dim, 2))
+    most, width = (31, 0.104) if has_byte_tables() else (7, 0.335)
     for levels in queries_of_every_form(dim):
-        coarse = coarse_of(coarsen(plan, levels, 1.0, 0.0)[0], dim)
-        step = 0.335 * np.sqrt(max((levels.astype(np.float64) ** 2).sum(), 1.0) / dim)
-        np.testing.assert_array_equal(coarse, np.clip(np.rint(levels / step), -7, 7))
+        coarse, _ = coarsen(plan, levels, 1.0, 0.0)
+        step = width * np.sqrt(max((levels.astype(np.float64) ** 2).sum(), 1.0) / dim)
+        np.testing.assert_array_equal(coarse, np.clip(np.rint(levels / step), -most, most))
 
 
 @pytest.mark.parametrize("deviations", [0.0, 5.0])
@@ -155,8 +204,8 @@ def test_bounds_are_partial_scores_and_margins(dim: int, kind: Any, bits: int, s
     first_bits, second_bits = np.random.default_rng(1).integers(0, 2, (2, 9, dim))
     for levels in queries_of_every_form(dim):
         unit_scale = 0.37
-        slices, weights = coarsen(plan, levels, unit_scale, deviations)
-        coarse, exact = coarse_of(slices, dim), levels.astype(np.float64)
+        coarse, weights = coarsen(plan, levels, unit_scale, deviations)
+        exact = levels.astype(np.float64)
         along = float(coarse @ exact)
         stand_in = coarse * (exact @ exact / along if along else 0.0)
         rest = exact - stand_in  # its part of the margin must not depend on how near a row is

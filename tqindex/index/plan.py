@@ -13,10 +13,9 @@ from tqindex.codec import Codec
 from tqindex.codec.codes import QueryCodes
 from tqindex.codec.packing import LEADING
 from tqindex.codec.refinement import Refinement, refinement
-from tqindex.kernels.coarse import WEIGHTS
+from tqindex.kernels.coarse import COARSE_BYTES, WEIGHTS
 from tqindex.kernels.product import LANES, TILE_CONFIGURATION, pack_queries
 from tqindex.kernels.queries import encode_few, encode_queries, matrices
-from tqindex.kernels.simd_count import SLICES
 from tqindex.kernels.simd_score import BIASES, SHIFTS, SKETCH_SHIFTS, SKETCH_STEPS, STEPS, THRESHOLDS
 
 Float32Array = npt.NDArray[np.float32]
@@ -131,11 +130,9 @@ def encode_few_queries(
     """
     nq, form = len(rows), plan.form if margins is not None else plan.exact_form
     levels, sketch_levels = np.zeros((nq, plan.depth), np.int8), np.zeros((nq, plan.depth), np.int8)
-    slices, weights = (
-        np.zeros((nq, plan.depth // 64 * SLICES), np.uint64),
-        np.zeros((nq, WEIGHTS * LEADING), np.float32),
-    )
-    out = levels, sketch_levels, slices, weights, np.zeros((nq, 3), np.float32), np.zeros((nq, 3), np.int32)
+    coarse = np.zeros((nq, plan.depth // 64 * COARSE_BYTES), np.uint8)
+    weights = np.zeros((nq, WEIGHTS * LEADING), np.float32)
+    out = levels, sketch_levels, coarse, weights, np.zeros((nq, 3), np.float32), np.zeros((nq, 3), np.int32)
     if not _encode_few(rows.copy(), form, margins or (0.0, 0.0), out):
         check_finite(rows, "queries", first_row)
         encode_queries(plan.codec, rows, plan.metric, first_row)  # refuses them too, and says why

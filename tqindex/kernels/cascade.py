@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 
 from tqindex.codec.packing import BLOCK
-from tqindex.kernels.coarse import BOUND, ESTIMATE, FIRST, OFFSET, SECOND, WEIGHTS
+from tqindex.kernels.coarse import BOUND, ESTIMATE, FIRST, OFFSET, SECOND, WEIGHTS, sum_blocks
 from tqindex.kernels.compile import called_kernel, inner_kernel, kernel
-from tqindex.kernels.layout import load_lead, padded_width
+from tqindex.kernels.layout import padded_width
 from tqindex.kernels.live import live_bits
-from tqindex.kernels.product import multiply_row, split_planes
+from tqindex.kernels.product import multiply_row
 from tqindex.kernels.queries import BIAS, SHIFT, SKETCH_SHIFT, SKETCH_STEP, STAGES, STEP
 from tqindex.kernels.scan import NO_ID, is_better, push
-from tqindex.kernels.simd_count import STREAMS, count_blocks, make_reach_blocks, prefetch
+from tqindex.kernels.simd_count import STREAMS, make_reach_pairs, prefetch
 
 # Numba's types give intrinsics the arguments of their code generators.
-_count_blocks: Any = count_blocks
-_reach_without_offsets, _reach_with_offsets = make_reach_blocks(False), make_reach_blocks(True)
+_reach_without_offsets, _reach_with_offsets = make_reach_pairs(False), make_reach_pairs(True)
 _prefetch: Any = prefetch
-#: One block in so many is scanned first, for a threshold to begin with, if this is at least so many rows for each of
-#: the k best. Rows that partial scores alone make likely ones are enough for that. Long rows take fewer: there their
-#: first plane is most of the work, and bounds are so tight that a better threshold saves little.
-_SAMPLE, _SAMPLE_LONG, _SAMPLE_ROWS = 8, 64, 32
-#: Rows are long whose plane has more bytes.
-_SHORT_WIDTH = 64
+#: Rows are long whose plane has more bytes. Of short ones both planes are counted before any is given up, so many rows
+#: at a time: counts of these stay in cache.
+_SHORT_WIDTH, _PIECE = 64, 2**15
+#: Of long rows one block in so many is scanned first, for a threshold to begin with: their first plane is most of the
+#: work, and bounds are so tight that a better threshold saves little. Rows that partial scores alone make likely ones
+#: are enough for that. It pays where there are so many rows for each of the k best.
+_SAMPLE, _SAMPLE_ROWS = 64, 32
 #: Above this share of rows scored in full, planes are no longer read first: a row that is picked costs about twice what
 #: one costs in a full scan (60 against 35 ns at d = 100).
 _MOST_SCORED = 0.5
@@ -41,6 +41,9 @@ _ALL, _BLOCK_ROWS = np.uint32(2 ** (BLOCK * STREAMS) - 1), np.uint32(2**BLOCK - 
 _MOST_KEPT, _TRY_APART = 0.5, 16
 #: What is kept of a block between the stages: its number, where its counts stand, and its rows as bits.
 _BLOCKS, _COUNTS_AT, _MASKS = range(3)
+#: Room that the parts of a scan share: what is kept of blocks, rows to be scored, masks of pairs of blocks, counts of
+#: the two leading planes, and one row's planes and levels.
+_KEPT, _WANTED, _REACHED, _FIRST_COUNTS, _SECOND_COUNTS, _PLANES, _LEVELS = range(7)
 
 
 @kernel
@@ -53,39 +56,76 @@ def scan_rows_few(
 
     rows : as `tqindex.kernels.scan.scan_rows`, and whether enough rows are live for reading planes first
     tables : (bits, table, sketch_table, multiplier)
-    queries : (levels, sketch_levels, slices, weights, reals, integers), one row per query, as
+    queries : (levels, sketch_levels, coarse, weights, reals, integers), one row per query, as
         `tqindex.kernels.queries.encode_few` writes them
     best_scores, best_ids : (nq, k), heaps as `push` keeps them
     """
     lead, rest, dense = rows[0], rows[1], rows[7]
-    levels, sketch_levels, slices, weights, reals, integers = queries
+    levels, sketch_levels, coarse, weights, reals, integers = queries
     k, width = best_scores.shape[1], lead.shape[2] // BLOCK
     # Flat arrays, since every reshape within a loop would cost a call.
     flat = lead.reshape(lead.size), rest.reshape(rest.size), rows[2], rows[3], rows[4], rows[5], rows[6]
     shape = lead.shape[0], lead.shape[1], lead.shape[2], rest.shape[1]
-    kept, wanted = np.empty((3, _BATCH), np.int64), np.empty(_BATCH * BLOCK, np.int64)
-    counts, second_counts = np.zeros(_BATCH * BLOCK, np.int32), np.zeros(_BATCH * BLOCK, np.int32)
+    is_short = width <= _SHORT_WIDTH
+    piece = min(_PIECE, stop - start) if is_short else stop - start
+    counted = (piece + BLOCK * STREAMS if is_short else 0) + _BATCH * BLOCK
+    kept, wanted, masks = (
+        np.empty((3, _BATCH), np.int64),
+        np.empty(_BATCH * BLOCK, np.int64),
+        np.empty(_BATCH, np.uint32),
+    )
+    counts, second_counts = np.zeros(counted, np.int32), np.zeros(counted, np.int32)
     planes, work = np.zeros(lead.shape[0] * padded_width(width), np.uint8), np.zeros(levels.shape[1], np.uint8)
-    scratch = kept, wanted, counts, second_counts, planes, work
+    scratch = kept, wanted, masks, counts, second_counts, planes, work
     sample = np.empty((1, k), np.float32), np.empty((1, k), np.int64)
     scored = 0
     for q in range(levels.shape[0]):
         sample[0][:], sample[1][:] = -np.inf, NO_ID
         query = levels[q], sketch_levels[q], reals[q], integers[q]
         n_stages = integers[q, STAGES] if dense else 0
-        stages, best = (slices[q], weights[q]), (best_scores[q : q + 1], best_ids[q : q + 1])
-        # Without a threshold to begin with, a sample of blocks comes first, and then again.
-        begins = n_stages > 0 and best[0][0, 0] == -np.inf
-        step = _SAMPLE if shape[2] <= BLOCK * _SHORT_WIDTH else _SAMPLE_LONG
-        if not begins or stop - start < step * max(BLOCK * _BATCH, _SAMPLE_ROWS * k):
-            step = 1
-        while step > 0:
-            target, floor = sample if step > 1 else best, sample[0][0, 0]
-            scored += _scan_blocks(
-                flat, shape, first_id, start, stop, step, tables, query, n_stages, stages, floor, target, scratch
-            )
-            step = 1 if step > 1 else 0
+        stages, best = (coarse[q], weights[q]), (best_scores[q : q + 1], best_ids[q : q + 1])
+        # Without a threshold to begin with, likely rows come first, and then again.
+        begins = n_stages > 0 and best[0][0, 0] == -np.inf and stop - start >= _SAMPLE_ROWS * k
+        for first in range(start, stop, max(piece, 1)):
+            last = min(first + piece, stop)
+            if is_short and n_stages > 0:
+                _count_piece(flat, shape, first, last, n_stages, stages[0], scratch)
+            for part in (ESTIMATE, BOUND):
+                if part == BOUND or begins:
+                    step = _SAMPLE if part == ESTIMATE and not is_short else 1
+                    target, floor = sample if part == ESTIMATE else best, sample[0][0, 0]
+                    found = _scan_blocks(
+                        flat,
+                        shape,
+                        first_id,
+                        first,
+                        last,
+                        step,
+                        part,
+                        is_short,
+                        tables,
+                        query,
+                        n_stages,
+                        stages,
+                        floor,
+                        target,
+                        scratch,
+                    )
+                    scored += found
+            if found - k > _MOST_SCORED * (last - first):
+                n_stages, begins = 0, False
     return scored
+
+
+@inner_kernel
+def _count_piece(rows: Any, shape: Any, start: int, stop: int, n_stages: int, coarse: Any, scratch: Any) -> None:
+    """Count the leading planes of the rows start..stop as `_scan_blocks` pairs their blocks."""
+    first = start // BLOCK
+    count = (stop + BLOCK - 1) // BLOCK - first
+    half = (count + 1) // STREAMS
+    _count_pairs(rows[0], shape, 0, first, first + half, 1, half, count - half, coarse, scratch[_FIRST_COUNTS])
+    if n_stages > 1:
+        _count_pairs(rows[0], shape, 1, first, first + half, 1, half, count - half, coarse, scratch[_SECOND_COUNTS])
 
 
 @called_kernel
@@ -96,6 +136,8 @@ def _scan_blocks(
     start: int,
     stop: int,
     step: int,
+    part: int,
+    is_counted: bool,
     tables: Any,
     query: Any,
     n_stages: int,
@@ -106,7 +148,8 @@ def _scan_blocks(
 ) -> int:
     """Scan for one query every `step`-th block; rows that score less than `floor` are of no interest.
 
-    rows: flat arrays; shape: (leading planes, blocks, bytes of a block, bytes of a row of `rest`).
+    rows: flat arrays; shape: (leading planes, blocks, bytes of a block, bytes of a row of `rest`); part: BOUND, or
+    ESTIMATE for the likely rows alone; is_counted: whether the counts of all blocks are there.
 
     Blocks go through the stages in batches, so that what a later stage reads is asked for in time.
     """
@@ -114,23 +157,25 @@ def _scan_blocks(
     count = ((stop + BLOCK - 1) // BLOCK - first_block + step - 1) // step
     half = (count + 1) // STREAMS
     bias, k = query[2][BIAS], best[0].shape[1]
-    part = BOUND if step == 1 else ESTIMATE
-    scored, last, batch, batches, together = 0, 0, _FIRST_BATCH, 0, False
+    scored, last, batch, batches, together = 0, 0, _FIRST_BATCH, 0, is_counted and n_stages > 1
     while last < half:
         first, last = last, min(last + batch, half)
         batch = min(2 * batch, _BATCH // STREAMS)  # a threshold is soon had
         batches += 1
-        if batches % _TRY_APART == 0:
+        if batches % _TRY_APART == 0 and not is_counted:
             together = False
         threshold = _lowered(max(floor, best[0][0, 0]), bias)
         a, b = first_block + step * first, first_block + step * (half + first)
         both = min(last, count - half) - first  # the second run may be one block shorter
-        if n_stages > 0:
-            _count_pairs(rows[0], shape, 0, a, b, step, last - first, both, stages[0], scratch[2])
-        if together:
-            _count_pairs(rows[0], shape, 1, a, b, step, last - first, both, stages[0], scratch[3])
+        if n_stages > 0 and not is_counted:
+            _count_pairs(rows[0], shape, 0, a, b, step, last - first, both, stages[0], scratch[_FIRST_COUNTS])
+            if together:
+                _count_pairs(rows[0], shape, 1, a, b, step, last - first, both, stages[0], scratch[_SECOND_COUNTS])
+        at = BLOCK * STREAMS * first if is_counted else 0
         stage = min(n_stages, 1 + together) - 1
-        found = _keep_reached(rows, shape, a, b, step, last - first, both, stage, part, stages[1], threshold, scratch)
+        found = _keep_reached(
+            rows, shape, a, b, step, last - first, both, at, stage, part, stages[1], threshold, scratch
+        )
         if n_stages > 1 and not together:
             together = found > _MOST_KEPT * STREAMS * (last - first)
             _count_second(rows, shape, found, part, stages, threshold, scratch)
@@ -144,15 +189,15 @@ def _scan_blocks(
 
 @called_kernel
 def _count_pairs(
-    lead: Any, shape: Any, plane: int, a: int, b: int, step: int, pairs: int, both: int, slices: Any, counts: Any
+    lead: Any, shape: Any, plane: int, a: int, b: int, step: int, pairs: int, both: int, coarse: Any, counts: Any
 ) -> None:
     """Count blocks a, a + step, ... and b, b + step, ... of a plane; of the second run only the first `both`."""
     blocks, block_bytes = shape[1], shape[2]
     width, at_a, at_b = block_bytes // BLOCK, (plane * blocks + a) * block_bytes, (plane * blocks + b) * block_bytes
-    _count_blocks(lead, at_a, at_b, step * block_bytes, both, width, slices, counts, 0)
+    sum_blocks(lead, at_a, at_b, step * block_bytes, both, width, coarse, counts, 0)
     if both < pairs:
         at_a += both * step * block_bytes
-        _count_blocks(lead, at_a, at_a, 0, 1, width, slices, counts, BLOCK * STREAMS * both)
+        sum_blocks(lead, at_a, at_a, 0, 1, width, coarse, counts, BLOCK * STREAMS * both)
 
 
 @inner_kernel
@@ -164,37 +209,38 @@ def _keep_reached(
     step: int,
     pairs: int,
     both: int,
+    at: int,
     stage: int,
     part: int,
     weights: Any,
     threshold: Any,
     scratch: Any,
 ) -> int:
-    """Note the counted blocks with rows that reach the threshold by a stage, all before the first stage.
+    """Note the blocks, counted from `at` on, with rows that reach the threshold by a stage; all before the first stage.
 
     Returns how many.
     """
-    counts, second_counts = scratch[2], scratch[3]
+    reached = scratch[_REACHED]
+    if stage >= 0:
+        _reach(rows, a, b, step, both, at, at + BLOCK, at, stage, part, weights, threshold, scratch, 0)
+        if both < pairs:
+            odd, odd_at = a + step * both, at + BLOCK * STREAMS * both
+            _reach(rows, odd, odd, 0, 1, odd_at, odd_at, odd_at, stage, part, weights, threshold, scratch, both)
     found = 0
     for j in range(pairs):
-        at = BLOCK * STREAMS * j
-        other = b if j < both else a
-        mask = _ALL
-        if stage >= 0:
-            mask = _reach(counts, at, at + BLOCK, second_counts, at, rows, a, other, weights, stage, part, threshold)
+        mask = reached[j] if stage >= 0 else _ALL
         if mask != 0:
-            found = _keep(rows, shape, a, mask & _BLOCK_ROWS, at, found, stage, scratch)
+            counts_at = at + BLOCK * STREAMS * j
+            found = _keep(rows, shape, a + step * j, mask & _BLOCK_ROWS, counts_at, found, stage, scratch)
             if j < both:
-                found = _keep(rows, shape, b, mask >> BLOCK, at + BLOCK, found, stage, scratch)
-        a += step
-        b += step
+                found = _keep(rows, shape, b + step * j, mask >> BLOCK, counts_at + BLOCK, found, stage, scratch)
     return found
 
 
 @inner_kernel
 def _keep(rows: Any, shape: Any, block: int, mask: Any, at: int, found: int, stage: int, scratch: Any) -> int:
     """Note a block whose rows `mask` are left, if live, and whose counts stand from `at` on; returns the number."""
-    kept = scratch[0]
+    kept = scratch[_KEPT]
     mask &= live_bits(rows[6], block)
     if mask == 0:
         return found
@@ -207,13 +253,14 @@ def _keep(rows: Any, shape: Any, block: int, mask: Any, at: int, found: int, sta
 @inner_kernel
 def _count_second(rows: Any, shape: Any, found: int, part: int, stages: Any, threshold: Any, scratch: Any) -> None:
     """Strike the rows of noted blocks that do not reach the threshold by both leading planes."""
-    lead, kept, counts, second_counts = rows[0], scratch[0], scratch[2], scratch[3]
+    lead, kept, second_counts = rows[0], scratch[_KEPT], scratch[_SECOND_COUNTS]
     for i in range(0, found, STREAMS):
         other = min(i + 1, found - 1)
         a, b = kept[_BLOCKS, i], kept[_BLOCKS, other]
         _count_pairs(lead, shape, 1, a, b, 0, 1, 1, stages[0], second_counts)
         at_a, at_b = kept[_COUNTS_AT, i], kept[_COUNTS_AT, other]
-        mask = _reach(counts, at_a, at_b, second_counts, 0, rows, a, b, stages[1], 1, part, threshold)
+        _reach(rows, a, b, 0, 1, at_a, at_b, 0, 1, part, stages[1], threshold, scratch, 0)
+        mask = scratch[_REACHED][0]
         kept[_MASKS, i] &= mask & _BLOCK_ROWS
         if other != i:
             kept[_MASKS, other] &= mask >> BLOCK
@@ -222,7 +269,7 @@ def _count_second(rows: Any, shape: Any, found: int, part: int, stages: Any, thr
 @inner_kernel
 def _list_rows(rows: Any, shape: Any, found: int, stop: int, scratch: Any) -> int:
     """List the rows of kept blocks that are left, those before `stop`; returns how many."""
-    kept, wanted, rest_bytes = scratch[0], scratch[1], shape[3]
+    kept, wanted, rest_bytes = scratch[_KEPT], scratch[_WANTED], shape[3]
     n_wanted = 0
     for i in range(found):
         first, mask = BLOCK * kept[_BLOCKS, i], kept[_MASKS, i]
@@ -238,34 +285,76 @@ def _list_rows(rows: Any, shape: Any, found: int, stop: int, scratch: Any) -> in
 
 @inner_kernel
 def _reach(
-    first: Any,
-    at_a: int,
-    at_b: int,
-    second: Any,
-    second_at: int,
     rows: Any,
     a: int,
     b: int,
-    weights: Any,
+    step: int,
+    pairs: int,
+    at_a: int,
+    at_b: int,
+    second_at: int,
     stage: int,
     part: int,
+    weights: Any,
     threshold: Any,
-) -> Any:
-    """The rows of blocks a and b whose bound, or partial score, reaches the threshold, as bits.
+    scratch: Any,
+    to: int,
+) -> None:
+    """Find the rows of blocks a, a + step, ... and b, b + step, ... whose bound or partial score reaches the threshold.
 
-    first, second: counts of the planes; part: BOUND or ESTIMATE.
+    Their counts stand from at_a, at_b and second_at on; part: BOUND or ESTIMATE. Writes masks from `to` on.
     """
-    scales, offsets = rows[2], rows[4]
-    row, other = BLOCK * a, BLOCK * b
-    at = WEIGHTS * stage
+    first, second, reached, scales, offsets = (
+        scratch[_FIRST_COUNTS],
+        scratch[_SECOND_COUNTS],
+        scratch[_REACHED],
+        rows[2],
+        rows[4],
+    )
+    row, other, apart, at = BLOCK * a, BLOCK * b, BLOCK * step, WEIGHTS * stage
     w0, w1, w2, w3 = weights[at + FIRST], weights[at + SECOND], weights[at + part], weights[at + OFFSET]
     if offsets.shape[0] > 0:
-        return _reach_with_offsets(
-            first, at_a, at_b, second, second_at, scales, offsets, row, other, w0, w1, w2, w3, threshold
+        _reach_with_offsets(
+            first,
+            at_a,
+            at_b,
+            second,
+            second_at,
+            scales,
+            offsets,
+            row,
+            other,
+            apart,
+            pairs,
+            w0,
+            w1,
+            w2,
+            w3,
+            threshold,
+            reached,
+            to,
         )
-    return _reach_without_offsets(
-        first, at_a, at_b, second, second_at, scales, offsets, row, other, w0, w1, w2, w3, threshold
-    )
+    else:
+        _reach_without_offsets(
+            first,
+            at_a,
+            at_b,
+            second,
+            second_at,
+            scales,
+            offsets,
+            row,
+            other,
+            apart,
+            pairs,
+            w0,
+            w1,
+            w2,
+            w3,
+            threshold,
+            reached,
+            to,
+        )
 
 
 @inner_kernel
@@ -285,23 +374,14 @@ def _score_rows(
     step, sketch_step, bias = reals[STEP], reals[SKETCH_STEP], reals[BIAS]
     shift, sketch_shift = integers[SHIFT], integers[SKETCH_SHIFT]
     best_scores, best_ids = best
-    _, wanted, _, _, planes, levels = scratch
-    n_planes, blocks, block_bytes, rest_bytes = shape
-    width = block_bytes // BLOCK
+    wanted, planes, levels = scratch[_WANTED], scratch[_PLANES], scratch[_LEVELS]
     has_sketch, has_offsets, has_ids = sketch_scales.shape[0] > 0, offsets.shape[0] > 0, ids.shape[0] > 0
-    leading, others, _ = split_planes(n_planes, 0, bits)
-    sketch_leading, sketch_others, skipped = split_planes(n_planes, bits - 1, 1)
     for i in range(n_wanted):
         row = wanted[i]
-        load_lead(lead, n_planes, blocks, block_bytes, row, planes)
-        at = row * rest_bytes
-        product = multiply_row(planes, 0, leading, rest, at, others, width, table, query_levels, levels)
+        product = multiply_row(lead, shape, row, 0, bits, rest, table, query_levels, planes, levels)
         score = scales[row] * (step * np.float32(np.int32(multiplier * product + shift)))
         if has_sketch:
-            lead_at, at = (bits - 1) * padded_width(width), at + skipped * width
-            signs = multiply_row(
-                planes, lead_at, sketch_leading, rest, at, sketch_others, width, sketch_table, sketch_levels, levels
-            )
+            signs = multiply_row(lead, shape, row, bits - 1, 1, rest, sketch_table, sketch_levels, planes, levels)
             score += sketch_scales[row] * (sketch_step * np.float32(np.int32(2 * signs + sketch_shift)))
         if has_offsets:
             score += offsets[row]

@@ -1,15 +1,24 @@
-"""Coarse queries for the cascade: a query's levels at 4 bits, cut into bit slices, and the weights of the bounds."""
+"""Coarse queries for the cascade: a query's levels at few bits, in the form in which blocks are counted."""
 
 from typing import Any
 
 import numpy as np
 
-from tqindex.kernels.compile import kernel
-from tqindex.kernels.simd_count import SLICES
+from tqindex.kernels.compile import inner_kernel, kernel
+from tqindex.kernels.cpu import has_byte_tables
+from tqindex.kernels.simd_count import SLICES, count_blocks
+from tqindex.kernels.simd_lookup import TABLES, look_up_blocks
 
-#: Step of a coarse query's levels in units of its root mean square: the best uniform step of 15 levels for N(0, 1).
-_STEP = 0.335
-_MOST = 2 ** (SLICES - 1) - 1
+#: Tables take finer queries than slices, each bit of which costs as much as the first.
+_HAS_TABLES = has_byte_tables()
+#: Largest level of a coarse query (four of them add up to an i8), and the step of its levels in units of its root mean
+#: square: the best uniform steps of 63 and of 15 levels for N(0, 1).
+_MOST, _STEP = (31, 0.104) if _HAS_TABLES else (2 ** (SLICES - 1) - 1, 0.335)
+#: Bytes of 64 coordinates of a coarse query.
+COARSE_BYTES = TABLES if _HAS_TABLES else 8 * SLICES
+# Numba's types give intrinsics the arguments of their code generators.
+#: Sums coarse queries over set bits, of runs of blocks of a plane.
+sum_blocks: Any = look_up_blocks if _HAS_TABLES else count_blocks
 #: What float32 scores may differ by, relative to the largest that a row could reach.
 _SLACK = 2.0**-20
 #: Columns of `stages`: v of the lowest group, what the first and the second plane's bit add to it, kappa, sigma^2,
@@ -29,10 +38,11 @@ def coarsen_query(
     deviations: float,
     sketch_deviations: float,
     stages: Any,
-    slices: Any,
+    coarse: Any,
+    out: Any,
     weights: Any,
 ) -> None:
-    """Write a query's bit slices and the weights of its bounds.
+    """Write a coarse query and the weights of its bounds.
 
     The coarse query c times `unit` stands for the query's levels l; the unit makes the rest l - unit c orthogonal to
     l, so that it adds to the variance of the bounds but not to their mean.
@@ -40,8 +50,9 @@ def coarsen_query(
     levels : i8 (depth,), scale * levels is R q'
     deviations, sketch_deviations : what the bounds' margin holds, in standard deviations of either error
     stages : float64 (stages, 7)
-    slices, weights : u64 (depth / 64 * SLICES,) and f32 (5 * stages,), zeroed, written as
-        `tqindex.kernels.simd_count` takes them
+    coarse : i8 (depth,), zeroed, scratch: c
+    out, weights : u8 (depth / 64 * COARSE_BYTES,) and f32 (5 * stages,), zeroed, written as `sum_blocks` and
+        `tqindex.kernels.simd_count.make_reach_pairs` take them
     """
     squares: Any = 0
     for j in range(dim):
@@ -51,13 +62,15 @@ def coarsen_query(
     coarse_squares: Any = 0
     total: Any = 0
     for j in range(dim):
-        coarse = np.int64(min(max(np.rint(levels[j] / step), -_MOST), _MOST))
-        along += coarse * np.int64(levels[j])
-        coarse_squares += coarse * coarse
-        total += coarse
-        for s in range(SLICES):
-            bit = np.uint64((coarse >> s) & 1)
-            slices[j // 64 * SLICES + s] |= bit << np.uint64(j % 64)
+        level = np.int64(min(max(np.rint(levels[j] / step), -_MOST), _MOST))
+        coarse[j] = level
+        along += level * np.int64(levels[j])
+        coarse_squares += level * level
+        total += level
+    if _HAS_TABLES:
+        _write_tables(coarse, out)
+    else:
+        _write_slices(coarse, out)
     unit = squares / along if along > 0 else 0.0
     rest = max(unit * unit * coarse_squares - squares, 0.0)
     for stage in range(stages.shape[0]):
@@ -73,3 +86,21 @@ def coarsen_query(
         weights[at + BOUND] = factor * known[LOWEST] * total + scale * margin
         weights[at + ESTIMATE] = factor * known[LOWEST] * total
         weights[at + OFFSET] = _SLACK
+
+
+@inner_kernel
+def _write_slices(coarse: Any, out: Any) -> None:
+    for j in range(coarse.shape[0]):
+        for s in range(SLICES):
+            out[(j // 64 * SLICES + s) * 8 + j % 64 // 8] |= ((coarse[j] >> s) & 1) << (j % 8)
+
+
+@inner_kernel
+def _write_tables(coarse: Any, out: Any) -> None:
+    """Write the sums of every four coordinates over the set bits of 0..16."""
+    for j in range(0, coarse.shape[0], 4):
+        word, half, byte, nibble = j // 64, j // 32 % 2, j // 8 % 4, j // 4 % 2
+        at = TABLES * word + TABLES // 2 * half + TABLES // 4 * nibble + 16 * byte
+        c0, c1, c2, c3 = coarse[j], coarse[j + 1], coarse[j + 2], coarse[j + 3]
+        for bits in range(16):
+            out[at + bits] = c0 * (bits & 1) + c1 * (bits >> 1 & 1) + c2 * (bits >> 2 & 1) + c3 * (bits >> 3)

@@ -35,13 +35,22 @@ def available_levels() -> tuple[str, ...]:
     config: Any = numba.config
     if config.CPU_NAME or config.CPU_FEATURES:  # Numba may be told not to use what is there
         return ("portable",)
-    features = {name for name, present in llvm.get_host_cpu_features().items() if present}
+    features = _features()
     if sys.platform == "darwin" and platform.machine() == "arm64":
         features.add("dotprod")  # LLVM does not tell features there; every Mac with an Arm CPU has this one
     levels = [level for level in LEVELS[1:] if _FEATURES[level] <= features]
     if "avx512" in levels and _FEATURES["amx"] <= features and _may_use_tiles():
         levels.insert(0, "amx")
     return tuple(levels)
+
+
+def _features() -> set[str]:
+    return {name for name, present in llvm.get_host_cpu_features().items() if present}
+
+
+def has_byte_tables() -> bool:
+    """Whether the level in use has byte shuffles across 64 entries (AVX-512 VBMI): not every CPU of a level has."""
+    return simd_level() in ("amx", "avx512") and "avx512vbmi" in _features()
 
 
 def _may_use_tiles() -> bool:

@@ -194,23 +194,34 @@ def end_tiles() -> None:
 
 @inner_kernel
 def multiply_row(
-    work: Any,
-    lead_at: int,
-    leading: int,
+    lead: Any,
+    shape: Any,
+    row: int,
+    first_plane: int,
+    bits: int,
     rest: Any,
-    rest_at: int,
-    others: int,
-    width: int,
     table: Any,
     query: Any,
+    work: Any,
     levels: Any,
 ) -> Any:
-    """Multiply one row's levels with one query; planes and table as `expand_row` takes them.
+    """Multiply one row's levels with one query; planes first_plane..first_plane + bits are read: all, or one.
 
-    query: i8 (depth,); levels: u8 (depth,), room for the levels, zero beyond the planes' width.
+    lead, rest: flat, as `tqindex.kernels.rows.StoredRows` keeps them; shape: (leading planes, blocks, bytes of a block,
+    bytes of a row of `rest`); query: i8 (depth,); work: as `load_lead` fills it; levels: u8 (depth,), room for the
+    levels, zero beyond the planes' width.
     """
+    planes, blocks, block_bytes, rest_bytes = shape
+    width = block_bytes // BLOCK
+    leading, others, skipped = split_planes(planes, first_plane, bits)
+    rest_at = row * rest_bytes + skipped * width
     if _HAS_SHUFFLE and (width >= WORD or others == 0):
-        return _dot_row(work, lead_at, leading, rest, rest_at, others, width, table, query)
+        at = (first_plane * blocks + row // BLOCK) * block_bytes
+        return _dot_row(
+            lead, at, blocks * block_bytes, row % BLOCK, leading, rest, rest_at, others, width, table, query
+        )
+    load_lead(lead, planes, blocks, block_bytes, row, work)
+    lead_at = first_plane * padded_width(width)
     expand_row_portable(work, lead_at, leading, rest, rest_at, others, width, table, levels, 0, DEPTH_MULTIPLE)
     total = np.int32(0)
     for j in range(levels.shape[0]):

@@ -120,7 +120,7 @@ def encode_few(rows: Any, form: Any, margins: Any, out: Any) -> bool:
     nq, dim = rows.shape
     has_sketch = sketch[0].shape[0] + sketch[2].shape[0] > 0
     scratch, spare = np.empty(dim), np.empty(dim, np.float32)
-    one, square, along = np.empty(1), np.empty(1), np.zeros(1)
+    one, square, along, coarse = np.empty(1), np.empty(1), np.zeros(1), np.zeros(levels.shape[1], np.int8)
     scale, total = np.empty(1), np.empty(1, np.int32)
     for q in range(nq):
         row = rows[q : q + 1]
@@ -144,7 +144,7 @@ def encode_few(rows: Any, form: Any, margins: Any, out: Any) -> bool:
         if stages.shape[0] > 0 and reals[q, STEP] >= LEAST_STEP:
             # A query's step counts the codebook's step too.
             unit = np.float64(reals[q, STEP]) / step
-            coarsen_query(levels[q], dim, unit, margins[0], margins[1], stages, slices[q], weights[q])
+            coarsen_query(levels[q], dim, unit, margins[0], margins[1], stages, coarse, slices[q], weights[q])
             integers[q, STAGES] = stages.shape[0]
     return True
 

@@ -42,9 +42,9 @@ def count_blocks(
     """Sum a coarse query over the set bits of the 8 rows of each of two runs of blocks.
 
     count_blocks(plane, first, second, step, pairs, width, slices, counts, at): plane u8, blocks of 8 rows of `width`
-    bytes, `pairs` of them from byte `first` and as many from byte `second` on, `step` bytes apart; slices u64
-    [ceil(width / 8)][SLICES]: bit s of the coordinates of a word, two's complement; counts i32, written from `at` on,
-    16 for each pair: those of the first run's block and those of the second's.
+    bytes, `pairs` of them from byte `first` and as many from byte `second` on, `step` bytes apart; slices u8
+    [ceil(width / 8)][SLICES][8]: bit s of the coordinates of a word, two's complement; counts i32, written from `at`
+    on, 16 for each pair: those of the first run's block and those of the second's.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -173,18 +173,19 @@ def _variable(builder: Any) -> Any:
     return variable
 
 
-def make_reach_blocks(with_offsets: bool) -> Any:
-    """Return an operation that compares the bounds of two blocks' 16 rows with a threshold.
+def make_reach_pairs(with_offsets: bool) -> Any:
+    """Return an operation that compares the bounds of pairs of blocks, 16 rows each, with a threshold.
 
-    reach_blocks(first, first_at, other_at, second, second_at, scales, offsets, row, other_row, w0, w1, w2, w3,
-    threshold) -> bits of the rows whose bound reaches it, those of the other block above. first, second: i32 counts of
-    the two leading planes, `first` at two places, `second` 16 from `second_at` on; scales, offsets: f32.
+    reach_pairs(first, first_at, other_at, second, second_at, scales, offsets, row, other_row, step, pairs, w0, w1, w2,
+    w3, threshold, masks, at): masks u32, written from `at` on: bits of the rows whose bound reaches the threshold,
+    those of the other block above. first, second: i32 counts of the two leading planes, 16 of each pair, `first` at
+    two places; scales, offsets: f32, those of pair j from `row` + j step and `other_row` + j step on.
 
     bound = scale * (w0 first + w1 second + w2) + offset + w3 |offset|
     """
 
     @intrinsic
-    def reach_blocks(
+    def reach_pairs(
         typing_context: Any,
         first: Any,
         first_at: Any,
@@ -195,41 +196,48 @@ def make_reach_blocks(with_offsets: bool) -> Any:
         offsets: Any,
         row: Any,
         other_row: Any,
+        step: Any,
+        pairs: Any,
         w0: Any,
         w1: Any,
         w2: Any,
         w3: Any,
         threshold: Any,
+        masks: Any,
+        at: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            v_first, v_first_at, v_other_at, v_second, v_second_at, v_scales, v_offsets, v_row, v_other_row = arguments[
-                :9
-            ]
-            t_first, t_second, t_scales, t_offsets = (signature.args[i] for i in (0, 3, 5, 6))
-            weights = [splat(builder, weight, FLOATS) for weight in arguments[9:13]]
+            v_first_at, v_other_at, v_second_at, v_row, v_other_row = (arguments[i] for i in (1, 2, 4, 7, 8))
+            weights = [splat(builder, weight, FLOATS) for weight in arguments[11:16]]
             both = ir.Constant(ir.VectorType(INT, 16), list(range(16)))
 
-            def lanes(array_type: Any, array: Any, places: tuple[Any, Any], vector: Any) -> Any:
-                halves = [load(builder, address(context, builder, array_type, array, at, vector)) for at in places]
-                return builder.shuffle_vector(*halves, both)
+            def elements(argument: int, at: Any, target: Any) -> Any:
+                return address(context, builder, signature.args[argument], arguments[argument], at, target)
 
-            first_counts = lanes(t_first, v_first, (v_first_at, v_other_at), _COUNTS)
-            second_counts = load(builder, address(context, builder, t_second, v_second, v_second_at, INTS))
-            bound = builder.fadd(weights[2], builder.fmul(weights[0], builder.sitofp(first_counts, FLOATS)))
-            bound = builder.fadd(bound, builder.fmul(weights[1], builder.sitofp(second_counts, FLOATS)))
-            bound = builder.fmul(bound, lanes(t_scales, v_scales, (v_row, v_other_row), _REALS))
-            if with_offsets:
-                offset = lanes(t_offsets, v_offsets, (v_row, v_other_row), _REALS)
-                size = call(builder, "llvm.fabs.v16f32", FLOATS, [offset])
-                bound = builder.fadd(bound, builder.fadd(offset, builder.fmul(weights[3], size)))
-            reached = builder.fcmp_ordered(">=", bound, splat(builder, arguments[13], FLOATS))
-            return builder.zext(builder.bitcast(reached, ir.IntType(16)), INT)
+            def lanes(argument: int, places: list[Any], vector: Any) -> Any:
+                return builder.shuffle_vector(*(load(builder, elements(argument, at, vector)) for at in places), both)
 
-        index, real = types.intp, types.float32
-        arguments = (first, index, index, second, index, scales, offsets, index, index, real, real, real, real, real)
-        return types.uint32(*arguments), codegen
+            with cgutils.for_range_slice(builder, LONG(0), arguments[10], LONG(1), LONG) as (j, _):
+                counted, rows = builder.mul(j, LONG(2 * _LANES)), builder.mul(j, arguments[9])
+                first_counts = lanes(0, [builder.add(at, counted) for at in (v_first_at, v_other_at)], _COUNTS)
+                second_counts = load(builder, elements(3, builder.add(v_second_at, counted), INTS))
+                places = [builder.add(at, rows) for at in (v_row, v_other_row)]
+                bound = builder.fadd(weights[2], builder.fmul(weights[0], builder.sitofp(first_counts, FLOATS)))
+                bound = builder.fadd(bound, builder.fmul(weights[1], builder.sitofp(second_counts, FLOATS)))
+                bound = builder.fmul(bound, lanes(5, places, _REALS))
+                if with_offsets:
+                    offset = lanes(6, places, _REALS)
+                    size = call(builder, "llvm.fabs.v16f32", FLOATS, [offset])
+                    bound = builder.fadd(bound, builder.fadd(offset, builder.fmul(weights[3], size)))
+                reached = builder.bitcast(builder.fcmp_ordered(">=", bound, weights[4]), ir.IntType(16))
+                builder.store(builder.zext(reached, INT), elements(16, builder.add(arguments[17], j), INT))
+            return context.get_dummy_value()
 
-    return reach_blocks
+        i, real = types.intp, types.float32
+        arguments = (first, i, i, second, i, scales, offsets, i, i, i, i, real, real, real, real, real, masks, i)
+        return types.void(*arguments), codegen
+
+    return reach_pairs
 
 
 @intrinsic
@@ -239,8 +247,14 @@ def prefetch(typing_context: Any, array: Any, at: Any, size: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array, at, size = arguments
         first = address(context, builder, signature.args[0], array, at, BYTE)
-        with cgutils.for_range_slice(builder, LONG(0), size, LONG(64), LONG) as (i, _):
+        last = builder.sub(size, LONG(1))
+
+        def ask(i: Any) -> None:
             call(builder, "llvm.prefetch.p0", VOID, [builder.gep(first, [i]), INT(0), INT(3), INT(1)])
+
+        with cgutils.for_range_slice(builder, LONG(0), last, LONG(64), LONG) as (i, _):
+            ask(i)
+        ask(last)  # in another line than the one before, where the bytes do not start one
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp), codegen

@@ -13,10 +13,24 @@ from tqindex.kernels.simd import BYTE, LONG, address, cgutils, load
 _WORD, _PIECES = 8, (4, 2, 1)
 
 
-def _piece(builder: Any, block: Any, lane: Any, first: Any, size: int) -> Any:
-    """Point to the `size` bytes of a row behind its `first` ones, as one number."""
+def piece(builder: Any, block: Any, lane: Any, first: Any, size: int) -> Any:
+    """Point to the `size` bytes of a block's row behind its `first` ones, as one number."""
     index = builder.add(builder.mul(first, LONG(BLOCK)), builder.mul(lane, LONG(size)))
     return builder.bitcast(builder.gep(block, [index]), ir.IntType(8 * size).as_pointer())
+
+
+def load_pieces(builder: Any, block: Any, lane: Any, first: Any, size: Any) -> Any:
+    """Return the last `size` < 8 bytes of a block's row, those behind its `first` ones, as the lowest of a word."""
+    word, done = (cgutils.alloca_once(builder, LONG) for _ in range(2))
+    builder.store(LONG(0), word)
+    builder.store(LONG(0), done)
+    for part_size in _PIECES:
+        with builder.if_then(builder.icmp_signed("!=", builder.and_(size, LONG(part_size)), LONG(0))):
+            at = builder.load(done)
+            part = builder.zext(load(builder, piece(builder, block, lane, builder.add(first, at), part_size)), LONG)
+            builder.store(builder.or_(builder.load(word), builder.shl(part, builder.mul(at, LONG(8)))), word)
+            builder.store(builder.add(at, LONG(part_size)), done)
+    return builder.load(word)
 
 
 @intrinsic
@@ -36,20 +50,10 @@ def gather_row(typing_context: Any, lead: Any, at: Any, lane: Any, width: Any, o
 
         whole = builder.and_(v_width, LONG(-_WORD))
         with cgutils.for_range_slice(builder, LONG(0), whole, LONG(_WORD), LONG) as (i, _):
-            write(i, load(builder, _piece(builder, block, v_lane, i, _WORD)))
+            write(i, load(builder, piece(builder, block, v_lane, i, _WORD)))
         tail = builder.and_(v_width, LONG(_WORD - 1))
         with builder.if_then(builder.icmp_signed("!=", tail, LONG(0))):
-            word, done = (cgutils.alloca_once_value(builder, LONG(0)) for _ in range(2))
-            builder.store(LONG(0), word)
-            builder.store(LONG(0), done)
-            for size in _PIECES:
-                with builder.if_then(builder.icmp_signed("!=", builder.and_(tail, LONG(size)), LONG(0))):
-                    first = builder.add(whole, builder.load(done))
-                    part = builder.zext(load(builder, _piece(builder, block, v_lane, first, size)), LONG)
-                    part = builder.shl(part, builder.mul(builder.load(done), LONG(8)))
-                    builder.store(builder.or_(builder.load(word), part), word)
-                    builder.store(builder.add(builder.load(done), LONG(size)), done)
-            write(whole, builder.load(word))
+            write(whole, load_pieces(builder, block, v_lane, whole, tail))
         return context.get_dummy_value()
 
     index = types.intp
@@ -66,9 +70,9 @@ def scatter_row(typing_context: Any, plane: Any, plane_at: Any, width: Any, lead
         block = address(context, builder, signature.args[3], v_lead, v_at, BYTE)
 
         def move(first: Any, size: int) -> None:
-            piece = _piece(builder, block, v_lane, first, size)
-            part = load(builder, builder.bitcast(builder.gep(source, [first]), piece.type))
-            builder.store(part, piece).align = 1
+            target = piece(builder, block, v_lane, first, size)
+            part = load(builder, builder.bitcast(builder.gep(source, [first]), target.type))
+            builder.store(part, target).align = 1
 
         whole = builder.and_(v_width, LONG(-_WORD))
         with cgutils.for_range_slice(builder, LONG(0), whole, LONG(_WORD), LONG) as (i, _):

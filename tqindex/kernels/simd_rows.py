@@ -20,44 +20,88 @@ from tqindex.kernels.simd import (
     constant,
     load,
 )
+from tqindex.kernels.simd_layout import load_pieces, piece
 
 #: Numbers of leading and other planes that are read together.
 _PLANES = ((1, 0), (2, 0), (2, 1), (2, 2), (2, 6), (0, 1))
 
 
-class _Row:
+class _PaddedRow:
     """One row's planes: the leading ones padded to whole words, the others of `width` bytes each."""
 
     def __init__(self, context: Any, builder: Any, types_: Any, values: Any) -> None:
-        lead, lead_at, leading, rest, rest_at, others, self.width = values
+        lead, lead_at, self.leading, rest, rest_at, self.others, self.width = values
+        self.builder = builder
         self.lead = address(context, builder, types_[0], lead, lead_at, BYTE)
         self.rest = address(context, builder, types_[3], rest, rest_at, BYTE)
-        self.leading, self.others = leading, others
         self.padded = builder.and_(builder.add(self.width, LONG(7)), LONG(-8))
 
+    def words(self, i: Any, leading: int, others: int) -> list[Any]:
+        """Return bytes i..i + 8 of so many planes."""
+        builder = self.builder
+        places = [builder.add(builder.mul(self.padded, LONG(plane)), i) for plane in range(leading)]
+        return [_load(builder, self.lead, place) for place in places] + _last_words(self, i, others)
 
-def _for_levels(builder: Any, row: _Row, entries: Any, operations: Operations, use: Callable[[Any, Any], None]) -> None:
-    """Emit a loop over a row's planes that calls use(levels, i) for the 64 coordinates of bytes i..i + 8."""
+
+class _BlockRow:
+    """One row's planes where they are kept: the leading ones in blocks of 8 rows, `plane_bytes` apart."""
+
+    def __init__(self, context: Any, builder: Any, types_: Any, values: Any) -> None:
+        lead, at, self.plane_bytes, self.lane, self.leading, rest, rest_at, self.others, self.width = values
+        self.builder = builder
+        self.block = address(context, builder, types_[0], lead, at, BYTE)
+        self.rest = address(context, builder, types_[5], rest, rest_at, BYTE)
+
+    def words(self, i: Any, leading: int, others: int) -> list[Any]:
+        """Return bytes i..i + 8 of so many planes."""
+        builder = self.builder
+        blocks = [builder.gep(self.block, [builder.mul(self.plane_bytes, LONG(plane))]) for plane in range(leading)]
+        found = [cgutils.alloca_once(builder, LONG) for _ in range(leading + others)]
+        left = builder.sub(self.width, i)
+        with builder.if_else(builder.icmp_signed(">=", left, LONG(8))) as (whole, tail):
+            with whole:
+                parts = [load(builder, piece(builder, block, self.lane, i, 8)) for block in blocks]
+                parts += [
+                    _load(builder, self.rest, builder.add(builder.mul(self.width, LONG(plane)), i))
+                    for plane in range(others)
+                ]
+                for place, part in zip(found, parts, strict=True):
+                    builder.store(part, place)
+            with tail:
+                for place, block in zip(found, blocks, strict=False):
+                    builder.store(load_pieces(builder, block, self.lane, i, left), place)
+                for place, part in zip(found[leading:], _last_words(self, i, others), strict=True):
+                    builder.store(part, place)
+        return [builder.load(place) for place in found]
+
+
+def _load(builder: Any, pointer: Any, index: Any) -> Any:
+    return load(builder, builder.bitcast(builder.gep(pointer, [index]), LONG.as_pointer()))
+
+
+def _last_words(row: Any, i: Any, others: int) -> list[Any]:
+    """Return bytes i..i + 8 of the planes that follow each other, or what is left of them.
+
+    The last word of a plane is read so that it ends with the plane, and shifted into place.
+    """
+    builder = row.builder
     last = builder.sub(row.width, LONG(8))
+    start = builder.select(builder.icmp_signed("<", i, last), i, last)
+    shift = builder.mul(builder.sub(i, start), LONG(8))
+    places = [builder.add(builder.mul(row.width, LONG(plane)), start) for plane in range(others)]
+    return [builder.lshr(_load(builder, row.rest, place), shift) for place in places]
 
-    def word(pointer: Any, index: Any) -> Any:
-        return load(builder, builder.bitcast(builder.gep(pointer, [index]), LONG.as_pointer()))
 
+def _for_levels(builder: Any, row: Any, entries: Any, operations: Operations, use: Callable[[Any, Any], None]) -> None:
+    """Emit a loop over a row's planes that calls use(levels, i) for the 64 coordinates of bytes i..i + 8."""
     for leading, others in _PLANES:
         count = leading + others
         wanted = builder.and_(
             builder.icmp_signed("==", row.leading, LONG(leading)), builder.icmp_signed("==", row.others, LONG(others))
         )
         with builder.if_then(wanted), cgutils.for_range_slice(builder, LONG(0), row.width, LONG(8), LONG) as (i, _):
-            words = [word(row.lead, builder.add(builder.mul(row.padded, LONG(plane)), i)) for plane in range(leading)]
-            # The last word of another plane is read so that it ends with the plane, and shifted into place.
-            start = builder.select(builder.icmp_signed("<", i, last), i, last)
-            shift = builder.mul(builder.sub(i, start), LONG(8))
-            for plane in range(others):
-                index = builder.add(builder.mul(row.width, LONG(plane)), start)
-                words.append(builder.lshr(word(row.rest, index), shift))
             codes = ir.Constant(BYTES, None)
-            for plane, bits in enumerate(words):
+            for plane, bits in enumerate(row.words(i, leading, others)):
                 heavier = builder.add(codes, constant(BYTES, 1 << (count - 1 - plane)))
                 codes = builder.select(operations.spread(builder, bits), heavier, codes)
             use(codes if count == 8 else operations.shuffle(builder, entries, codes), i)
@@ -96,7 +140,8 @@ def make_expand_row(operations: Operations) -> Any:
                 index = builder.add(v_out_at, builder.mul(builder.lshr(i, LONG(3)), v_step))
                 builder.store(levels, address(context, builder, t_levels, v_levels, index, BYTES)).align = 1
 
-            _for_levels(builder, _Row(context, builder, signature.args, arguments[:7]), entries, operations, write)
+            row = _PaddedRow(context, builder, signature.args, arguments[:7])
+            _for_levels(builder, row, entries, operations, write)
             return context.get_dummy_value()
 
         index = types.intp
@@ -108,15 +153,18 @@ def make_expand_row(operations: Operations) -> Any:
 def make_dot_row(operations: Operations) -> Any:
     """Return an operation that multiplies one row's levels with one query, straight from the planes.
 
-    dot_row(lead, lead_at, leading, rest, rest_at, others, width, table, query) -> i32; planes and table as
-    `make_expand_row`, query i8 (depth,).
+    dot_row(lead, at, plane_bytes, lane, leading, rest, rest_at, others, width, table, query) -> i32; lead u8, where the
+    row is number `lane` of a block that starts at byte `at` of the first of `leading` planes, `plane_bytes` apart; the
+    other planes and the table as `make_expand_row`, query i8 (depth,).
     """
 
     @intrinsic
     def dot_row(
         typing_context: Any,
         lead: Any,
-        lead_at: Any,
+        at: Any,
+        plane_bytes: Any,
+        lane: Any,
         leading: Any,
         rest: Any,
         rest_at: Any,
@@ -126,8 +174,8 @@ def make_dot_row(operations: Operations) -> Any:
         query: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            v_table, v_query = arguments[7:]
-            t_table, t_query = signature.args[7:]
+            v_table, v_query = arguments[9:]
+            t_table, t_query = signature.args[9:]
             total = cgutils.alloca_once_value(builder, ir.Constant(INTS, None))
             builder.store(ir.Constant(INTS, None), total)
 
@@ -137,10 +185,11 @@ def make_dot_row(operations: Operations) -> Any:
                 builder.store(operations.dot4(builder, builder.load(total), levels, part), total)
 
             entries = load(builder, address(context, builder, t_table, v_table, LONG(0), BYTES))
-            _for_levels(builder, _Row(context, builder, signature.args, arguments[:7]), entries, operations, add)
+            row = _BlockRow(context, builder, signature.args, arguments[:9])
+            _for_levels(builder, row, entries, operations, add)
             return call(builder, "llvm.vector.reduce.add.v16i32", INT, [builder.load(total)])
 
         index = types.intp
-        return types.int32(lead, index, index, rest, index, index, index, table, query), codegen
+        return types.int32(lead, index, index, index, index, rest, index, index, index, table, query), codegen
 
     return dot_row
