@@ -1,5 +1,6 @@
 """Drives the encoding kernels over blocks of rows and threads."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -77,14 +78,16 @@ class _Encoder:
         self._codec, self._metric, self._out, self._offsets = codec, metric, out, has_offsets(codec, metric)
         self._center = np.empty(0, np.float32) if codec.center is None else codec.center
         boundaries = book.boundaries[np.newaxis] if stretched is None else stretched.boundaries
-        uniform = np.array([book.step]).view(np.float32)
-        self._tables = uniform if book.offset else _arrange_tables(boundaries, book.levels)
+        if book.offset:
+            self._tables = np.array([book.step]).view(np.float32)
+        else:
+            self._tables = _arrange_tables(boundaries, book.levels)
         self._signs = None if codec.sketch_projection is None else _arrange_tables(*_SIGNS)
         self._y = _make_room(rows * dim).reshape(rows, dim)
         self._planes = np.empty((rows, codec.bits * plane_bytes(dim)), np.uint8)
         self._choices, self._along, self._squares = np.zeros(rows, np.int64), np.empty(rows), np.empty(rows)
         self._levels, self._terms = _make_room(dim), _make_room(dim + CHUNK, np.float64)
-        self._project = _Projector(dim)
+        self._project = _Projector(dim, rows)
 
     def encode(self, rows: Float32Array, lengths: Float64Array, norms: Float64Array, at: int) -> None:
         """Encode one block to the rows from `at` on; writes norms before normalising if the metric does, and after."""
@@ -111,6 +114,13 @@ class _Encoder:
 
 def _arrange_tables(boundaries: npt.NDArray[Any], levels: npt.NDArray[Any]) -> Float32Array:
     """Return boundaries, (stretches, 2**bits - 1), and levels, (2**bits,), as `make_quantise_row` searches them."""
+    return _arranged(boundaries.astype(np.float32).tobytes(), levels.astype(np.float32).tobytes())
+
+
+@functools.lru_cache(maxsize=16)  # else a tenth of the time to add one vector
+def _arranged(boundary_bytes: bytes, level_bytes: bytes) -> Float32Array:
+    levels = np.frombuffer(level_bytes, np.float32)
+    boundaries = np.frombuffer(boundary_bytes, np.float32).reshape(-1, len(levels) - 1)
     bits = len(levels).bit_length() - 1
     tables = np.zeros((len(boundaries), bits + 1, ENTRIES), np.float32)
     for place in range(bits):
@@ -132,18 +142,19 @@ def _blocks(n: int, dim: int, *projections: HadamardRotation | MatrixProjection 
 
 def project(projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> None:
     """Apply a projection to rows in place."""
-    projector = _Projector(rows.shape[1])
+    projector = _Projector(rows.shape[1], len(rows))
     for block in _blocks(*rows.shape, projection):
         projector(projection, rows[block])
 
 
 class _Projector:
-    """Applies projections of R^dim to blocks of rows in place, always in the same room."""
+    """Applies projections of R^dim to blocks of up to so many rows in place, always in the same room."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, rows: int) -> None:
         self._row = np.empty(dim, np.float32)
-        self._work, self._spare = _make_room(dim * LANES), _make_room(dim * LANES)
-        self._work[:] = 0  # lanes without a row
+        if rows > _FEW_ROWS:
+            self._work, self._spare = _make_room(dim * LANES), _make_room(dim * LANES)
+            self._work[:] = 0  # lanes without a row
 
     def __call__(self, projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> None:
         if isinstance(projection, MatrixProjection):
@@ -158,5 +169,5 @@ class _Projector:
 def _make_room(size: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
     """Return room for `size` numbers that starts a cache line: vectors that lie across two take twice as long."""
     room = np.empty(size * np.dtype(dtype).itemsize + _LINE, np.uint8)
-    start = -room.ctypes.data % _LINE
+    start = -room.__array_interface__["data"][0] % _LINE
     return room[start : start + room.size - _LINE].view(dtype)
