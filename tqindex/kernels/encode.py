@@ -160,22 +160,6 @@ def sum_tails(row: Any, magnitudes: Any, counts: Any, sums: Any) -> None:
         sums[place] += sums[place + 1]
 
 
-@kernel
-def arrange_tables(boundaries: Any, levels: Any, tables: Any) -> None:
-    """Write what `make_quantise_row` searches: float32 (stretches, bits + 1, ENTRIES).
-
-    boundaries: float32 (stretches, 2**bits - 1); levels: (2**bits,).
-    """
-    bits = tables.shape[1] - 1
-    for choice in range(boundaries.shape[0]):
-        for place in range(bits):
-            half = 1 << (bits - 1 - place)
-            for code in range(0, 1 << bits, 2 * half):
-                tables[choice, place, code] = boundaries[choice, code + half - 1]
-        for code in range(1 << bits):
-            tables[choice, bits, code] = levels[code]
-
-
 @inner_kernel
 def _quantise(
     bits: int, y: Any, at: int, n: int, tables: Any, table_at: int, planes: Any, plane_at: int, width: int, levels: Any
@@ -208,8 +192,8 @@ def quantise_rows(
 ) -> None:
     """Write the planes of rows y, float32 (n, dim), and the scales of kind "mse"; zeros for rows of norm 0.
 
-    s = r sqrt(dim) / <y, z>, or r / sqrt(dim). tables: flat, those of `arrange_tables`, of which row r takes number
-    choices[r]; planes: uint8 (n, bits * width); levels: float32 (dim,), scratch.
+    s = r sqrt(dim) / <y, z>, or r / sqrt(dim). tables: flat, as `make_quantise_row` searches them, of which row r takes
+    number choices[r]; planes: uint8 (n, bits * width); levels: float32 (dim,), scratch.
     """
     n, dim = y.shape
     root, size, width = np.sqrt(np.float64(dim)), (bits + 1) * ENTRIES, planes.shape[1] // bits

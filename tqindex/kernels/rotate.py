@@ -56,16 +56,19 @@ def rotate_rows(rows: Any, permutations: Any, signs: Any, work: Any, spare: Any)
 def _rotate_lanes(source: Any, target: Any, permutations: Any, signs: Any, turn: int, dim: int, width: int) -> None:
     """One round, from source to target, LANES rows at a time; permutations, signs: flat.
 
-    Every block of coordinates goes through its first steps while it is in the first cache.
+    Every block of coordinates goes through its first steps while it is in the first cache; blocks that only the second
+    transform takes, those from `alone` on, do so as they are permuted.
     """
     places, first, last = turn * dim, 2 * turn * width, (2 * turn + 1) * width
     start, cached = dim - width, min(width, _CACHED)
-    for block in range(0, width, cached):
-        _begin_permuted(source, target, permutations, places + block, signs, first + block, block, cached)
-    for j in range(width, dim):
+    alone = (width - start + cached - 1) // cached * cached
+    for block in range(0, width + width - alone, cached):
+        at, scaled = (block, first) if block < width else (block - width + alone + start, last + alone - width)
+        _begin_permuted(source, target, permutations, places + at, signs, scaled + block, at, cached)
+    for j in range(width, start + alone):
         _move_scaled(target, j, source, permutations[places + j], np.float32(1))
     walsh_hadamard(target, 0, width, cached)
-    for block in range(0, width, cached):
+    for block in range(0, alone, cached):
         _begin(target, signs, last + block, start + block, cached)
     walsh_hadamard(target, start, width, cached)
 

@@ -41,10 +41,15 @@ class EncodedRows:
     def __len__(self) -> int:
         return len(self.planes)
 
-    def write(self, start: int, rows: "EncodedRows") -> None:
-        """Copy rows from row `start` on."""
-        self.planes[start : start + len(rows)] = rows.planes
-        _write_sides(self, start, rows)
+    @property
+    def lead(self) -> UInt8Array:
+        """No planes by blocks of rows: what `StoredRows` calls so."""
+        return np.empty((0, 0, self.planes.shape[1] * BLOCK), np.uint8)
+
+    @property
+    def rest(self) -> UInt8Array:
+        """All planes, row by row: what `StoredRows` calls so of some."""
+        return self.planes
 
 
 @dataclass(frozen=True, eq=False)
