@@ -144,8 +144,8 @@ def test_rows_from_their_planes(operations: simd.Operations) -> None:
         lead: Any, block: Any, leading: int, rest: Any, others: int, width: int, table: Any, query: Any, levels: Any
     ) -> int:
         expand_row(lead, 0, leading, rest, 0, others, width, table, levels, 0, 64)
-        dot = dot_row(block, 0, BLOCK * width, 3, leading, rest, 0, others, width, table, query)
-        return dot  # type: ignore[no-any-return]
+        size = BLOCK * width
+        return dot_row(block, 0, size, 3, leading, rest, 0, others, width, table, query)  # type: ignore[no-any-return]
 
     rng = np.random.default_rng(0)
     dim, depth = 104, 128  # the last step of 64 is not a whole one
