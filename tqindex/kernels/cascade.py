@@ -67,6 +67,7 @@ def scan_rows_few(
     flat = lead.reshape(lead.size), rest.reshape(rest.size), rows[2], rows[3], rows[4], rows[5], rows[6]
     shape = lead.shape[0], lead.shape[1], lead.shape[2], rest.shape[1]
     is_short = width <= _SHORT_WIDTH
+    enough = _SAMPLE_ROWS * k if is_short else _SAMPLE * max(BLOCK * _BATCH, _SAMPLE_ROWS * k)
     piece = min(_PIECE, stop - start) if is_short else stop - start
     counted = (piece + BLOCK * STREAMS if is_short else 0) + _BATCH * BLOCK
     kept, wanted, masks = (
@@ -85,7 +86,7 @@ def scan_rows_few(
         n_stages = integers[q, STAGES] if dense else 0
         stages, best = (coarse[q], weights[q]), (best_scores[q : q + 1], best_ids[q : q + 1])
         # Without a threshold to begin with, likely rows come first, and then again.
-        begins = n_stages > 0 and best[0][0, 0] == -np.inf and stop - start >= _SAMPLE_ROWS * k
+        begins = n_stages > 0 and best[0][0, 0] == -np.inf and stop - start >= enough
         for first in range(start, stop, max(piece, 1)):
             last = min(first + piece, stop)
             if is_short and n_stages > 0:
