@@ -106,6 +106,33 @@ def test_large_scans_cross_chunks_and_query_blocks(gaussian_rows: Any) -> None:
         assert_same(index.search(queries, 5, threads=threads), expected)
 
 
+@pytest.mark.parametrize("config", [CODECS[3], CODECS[4], CODECS[7]], ids=name_of)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dim", [33, 100, 257])
+def test_thresholds_from_a_first_pass_and_bounds_leave_no_trace(
+    dim: int, metric: Any, config: Any, gaussian_rows: Any
+) -> None:
+    # Enough rows for a first pass; scales far apart, none, and of either sign of score; few queries are zero.
+    rows, queries = gaussian_rows(4000, dim, 1), gaussian_rows(35, dim, 2)
+    rows *= np.random.default_rng(0).uniform(0.01, 3.0, (len(rows), 1)).astype(np.float32)
+    rows[2000:2100], rows[3500:] = rows[:100], rows[0]
+    queries[0], queries[1] = rows[0], -rows[0]
+    index = tq.Index(dim, metric=metric, **config)
+    ids = index.add(rows, np.random.default_rng(1).permutation(10**6)[: len(rows)])
+    for k in (1, 10, 16, 17, 40):
+        assert_same(index.search(queries, k), expected_result(index, rows, ids, queries, k))
+
+
+def test_scores_below_zero_and_extreme_scales(gaussian_rows: Any) -> None:
+    rows, queries = np.abs(gaussian_rows(1600, 100, 1)), -np.abs(gaussian_rows(20, 100, 2))
+    for factor in (1.0, 1e-20, 1e-36, 1e16):
+        index = tq.Index(100, 4, "ip")
+        scaled = rows * np.float32(factor)
+        ids = index.add(scaled)
+        for sign in (1, -1):
+            assert_same(index.search(sign * queries, 10), expected_result(index, scaled, ids, sign * queries, 10))
+
+
 def test_equal_scores_come_by_the_smaller_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_segments, "SEGMENT_BYTES", 1)
     index = tq.Index(16, metric="ip")
@@ -173,16 +200,23 @@ def test_products_are_exact_at_their_largest(dim: int, rows: int) -> None:
     columns = LANES * BLOCK_GROUPS
     products = np.zeros((len(packed) // BLOCK_GROUPS, TILE, columns), np.int32)
     placed = np.zeros(levels.size, np.uint8)
+    expected = levels[:rows, :dim].astype(np.float64) @ queries.astype(np.float64).T
     for r, row in enumerate(levels):
         at, step = _find_row(r, depth)
         for i in range(0, depth, 64):
             placed[at + i // 64 * step :][:64] = row[i : i + 64]
+    reaching = np.zeros(TILE // 16, np.uint32)
     _begin(TILE_CONFIGURATION)
     for i, strip in enumerate(products):
-        _multiply(placed, rows, depth, packed.reshape(-1), i * BLOCK_GROUPS, strip.reshape(-1))
+        # A bound that one product is not below, and the others are.
+        bounds = np.full(columns, 2**31 - 1, np.int32)
+        of_strip = expected[:, columns * i : columns * (i + 1)]
+        bounds[1] = of_strip[:, 1].max()
+        _multiply(placed, rows, depth, packed.reshape(-1), i * BLOCK_GROUPS, strip.reshape(-1), bounds, reaching)
+        bits = np.unpackbits(reaching.view(np.uint8).reshape(-1, 4)[:, :2], bitorder="little")[:rows]
+        np.testing.assert_array_equal(bits, of_strip[:, 1] == bounds[1])
     _end()
     found = products.transpose(1, 0, 2).reshape(TILE, -1)
-    expected = levels[:rows, :dim].astype(np.float64) @ queries.astype(np.float64).T
     np.testing.assert_array_equal(found[:rows, :35], expected)
     assert not found[:rows, 35:].any()
 

@@ -13,15 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from tqindex.codec.packing import BLOCK
-from tqindex.kernels.compile import inner_kernel
+from tqindex.kernels.compile import called_kernel, inner_kernel
 from tqindex.kernels.cpu import simd_level
 from tqindex.kernels.layout import load_lead, padded_width
 from tqindex.kernels.simd import OPERATIONS
 from tqindex.kernels.simd_product import (
+    HELD_DEPTH,
+    ROWS,
     TILE_CONFIG,
     configure_tiles,
     make_multiply_block,
     multiply_block_amx,
+    multiply_held_amx,
+    reaching_rows,
     release_tiles,
 )
 from tqindex.kernels.simd_rows import make_dot_row, make_expand_row
@@ -31,6 +35,8 @@ TILE = 96
 #: Coordinates are padded to whole vectors of 64 bytes.
 DEPTH_MULTIPLE = 64
 LANES = 16
+#: Bytes of a cache line, at which what tiles are loaded from and stored to must begin.
+LINE = 64
 _SPREAD = np.uint64(0x0101010101010101)
 _SPREAD_MASK = np.uint64(0x8040201008040201)
 _CARRY = np.uint64(0x7F7F7F7F7F7F7F7F)
@@ -47,6 +53,8 @@ BLOCK_GROUPS = 2
 # Numba's types give intrinsics the arguments of their code generators.
 _multiply_block: Any = multiply_block_amx
 _configure_tiles: Any = configure_tiles
+_multiply_held: Any = multiply_held_amx
+_reaching_rows: Any = reaching_rows
 _release_tiles: Any = release_tiles
 if not _USES_TILES:
     _multiply_block = make_multiply_block(OPERATIONS[_LEVEL], BLOCK_ROWS, BLOCK_GROUPS)
@@ -61,10 +69,21 @@ def pack_queries(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
     groups = -(-nq // (LANES * BLOCK_GROUPS)) * BLOCK_GROUPS
     padded = np.zeros((groups * LANES, depth), np.int8)
     padded[:nq, :dim] = levels
-    return np.ascontiguousarray(padded.reshape(groups, LANES, depth // 4, 4).transpose(0, 2, 1, 3))
+    # Whole cache lines: one that straddles two takes twice as long to load.
+    room = np.empty(padded.size + LINE - 1, np.int8)
+    packed = room[-room.ctypes.data % LINE :][: padded.size].reshape(groups, depth // 4, LANES, 4)
+    packed[:] = padded.reshape(groups, LANES, depth // 4, 4).transpose(0, 2, 1, 3)
+    return packed
 
 
 @inner_kernel
+def first_line(room: Any) -> int:
+    """Return where in u8 room the first whole cache line begins."""
+    place: int = -room.ctypes.data % LINE
+    return place
+
+
+@called_kernel
 def expand_tile(
     lead: Any,
     rest: Any,
@@ -155,14 +174,21 @@ def _spread(byte: Any) -> Any:
     return ((((kept & _CARRY) + _CARRY) | kept) >> np.uint64(7)) & _SPREAD
 
 
-@inner_kernel
-def multiply_tile(levels: Any, rows: int, depth: int, packed: Any, group: int, products: Any) -> None:
+@called_kernel
+def multiply_tile(
+    levels: Any, rows: int, depth: int, packed: Any, group: int, products: Any, bounds: Any, reaching: Any
+) -> None:
     """Multiply the first `rows` rows of a tile with the queries of groups group..group + BLOCK_GROUPS.
 
     levels: u8, flat (TILE, depth), as `expand_tile` writes them; packed: i8, flat [group][depth / 4][16][4]; products:
-    i32, flat (TILE, 16 * BLOCK_GROUPS), written in whole blocks of rows.
+    i32, flat (TILE, 16 * BLOCK_GROUPS), written in whole blocks of rows. bounds: i32, one for each query; reaching: u32
+    (TILE / 16,), written: a bit for each row that has a product which is not below its query's bound.
     """
     columns, stride = LANES * BLOCK_GROUPS, LANES * depth if _USES_TILES else depth
+    if _USES_TILES:  # noqa: SIM102 (only this constant's branch is left out where there are no tiles)
+        if depth == HELD_DEPTH:
+            _multiply_held(levels, (rows + ROWS - 1) // ROWS, packed, group * LANES * depth, products, bounds, reaching)
+            return
     for row in range(0, rows, BLOCK_ROWS):
         _multiply_block(
             levels,
@@ -176,6 +202,8 @@ def multiply_tile(levels: Any, rows: int, depth: int, packed: Any, group: int, p
             row * columns,
             columns,
         )
+    for row in range(0, rows, ROWS):
+        reaching[row // ROWS] = _reaching_rows(products, row, bounds)
 
 
 @inner_kernel

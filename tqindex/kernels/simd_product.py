@@ -6,7 +6,25 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from tqindex.kernels.simd import BYTE, BYTES, INT, INTS, LONG, VOID, Operations, address, call, cgutils, load, splat
+from tqindex.kernels.simd import (
+    BIT,
+    BYTE,
+    BYTES,
+    INT,
+    INTS,
+    LONG,
+    VOID,
+    Operations,
+    address,
+    call,
+    cgutils,
+    constant,
+    load,
+    splat,
+)
+
+#: Rows whose products are compared with bounds at once, and queries of such a strip.
+ROWS, STRIP = 16, 32
 
 
 def make_multiply_block(operations: Operations, rows: int, groups: int) -> Any:
@@ -69,12 +87,48 @@ def make_multiply_block(operations: Operations, rows: int, groups: int) -> Any:
     return multiply_block
 
 
+def _reaching(builder: Any, products: Any, bounds: list[Any]) -> Any:
+    """Return as bits which of 16 rows' products, i32 [16][STRIP], reach any query's bound."""
+    bits = INT(0)
+    for row in range(ROWS):
+        reached = constant(ir.VectorType(BIT, 16), 0)
+        for half, bound in enumerate(bounds):
+            pointer = builder.bitcast(builder.gep(products, [LONG(STRIP * row + 16 * half)]), INTS.as_pointer())
+            reached = builder.or_(reached, builder.icmp_signed(">=", load(builder, pointer), bound))
+        any_query = builder.icmp_unsigned("!=", builder.bitcast(reached, ir.IntType(16)), ir.IntType(16)(0))
+        bits = builder.or_(bits, builder.shl(builder.zext(any_query, INT), INT(row)))
+    return bits
+
+
+def _bounds(context: Any, builder: Any, array_type: Any, array: Any) -> list[Any]:
+    return [
+        load(builder, address(context, builder, array_type, array, LONG(half), INTS)) for half in range(0, STRIP, 16)
+    ]
+
+
+@intrinsic
+def reaching_rows(typing_context: Any, products: Any, row: Any, bounds: Any) -> Any:
+    """Return as bits which of the rows row..row + 16 have a product that reaches its query's bound.
+
+    products: i32 [row][STRIP]; bounds: i32 (STRIP,)
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        v_products, v_row, v_bounds = arguments
+        pointer = address(context, builder, signature.args[0], v_products, builder.mul(v_row, LONG(STRIP)), INT)
+        return _reaching(builder, pointer, _bounds(context, builder, signature.args[2], v_bounds))
+
+    return types.uint32(products, types.intp, bounds), codegen
+
+
 # --- AMX ------------------------------------------------------------------------------------------------------------
 
 _TILE_BYTES, _LINE = 1024, 64
 #: Tiles are asked for so many steps before they are loaded: 1.15 (128 dimensions) to 1.36 times (1536) as fast, since
 #: either side's tiles come from the second cache.
 _AHEAD = 2
+#: Coordinates of which two groups of queries fit into half of the tiles.
+HELD_DEPTH = 128
 #: Palette 1, eight tiles of 16 rows of 64 bytes.
 TILE_CONFIG = bytes([1]) + bytes(15) + bytes([64, 0] * 8) + bytes(16) + bytes([16] * 8) + bytes(8)
 
@@ -159,3 +213,63 @@ def multiply_block_amx(
     index = types.intp
     arguments = (levels, index, index, queries, index, index, index, products, index, index)
     return types.void(*arguments), codegen
+
+
+@intrinsic
+def multiply_held_amx(
+    typing_context: Any,
+    levels: Any,
+    blocks: Any,
+    queries: Any,
+    query_at: Any,
+    products: Any,
+    bounds: Any,
+    reaching: Any,
+) -> Any:
+    """Multiply `blocks` times 16 rows of 128 coordinates with 2 groups of queries, and compare with their bounds.
+
+    levels u8 [block][2][16][64], products i32 [row][STRIP], bounds i32 (STRIP,), reaching u32 (blocks,): as
+    `reaching_rows`. Tiles 4-7 hold the queries throughout, so that the rows' and the products' are all that moves;
+    16 rows are compared while the next ones are multiplied.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        v_blocks, v_query_at = arguments[1], arguments[3]
+
+        def pointer(array: int, index: Any, target: Any) -> Any:
+            return address(context, builder, signature.args[array], arguments[array], index, target)
+
+        def load_tile(number: int, array: int, index: Any) -> None:
+            call(builder, "llvm.x86.tileloadd64", VOID, [BYTE(number), pointer(array, index, BYTE), LONG(_LINE)])
+
+        def compare(block: Any) -> None:
+            first = pointer(4, builder.mul(block, LONG(ROWS * STRIP)), INT)
+            builder.store(_reaching(builder, first, values), pointer(6, block, INT))
+
+        values = _bounds(context, builder, signature.args[5], arguments[5])
+        for number in range(4):
+            load_tile(4 + number, 2, builder.add(v_query_at, LONG(_TILE_BYTES * number)))
+        with cgutils.for_range(builder, v_blocks) as loop:
+            level_at = builder.mul(loop.index, LONG(2 * _TILE_BYTES))
+            for number in range(2):
+                call(builder, "llvm.x86.tilezero", VOID, [BYTE(number)])
+                load_tile(2 + number, 0, builder.add(level_at, LONG(_TILE_BYTES * number)))
+            for step in range(2):
+                for group in range(2):
+                    call(builder, "llvm.x86.tdpbusd", VOID, [BYTE(group), BYTE(2 + step), BYTE(4 + 2 * group + step)])
+            for group in range(2):
+                index = builder.add(builder.mul(loop.index, LONG(ROWS * STRIP)), LONG(16 * group))
+                target = builder.bitcast(pointer(4, index, INT), BYTE.as_pointer())
+                call(builder, "llvm.x86.tilestored64", VOID, [BYTE(group), target, LONG(4 * STRIP)])
+            # The next queries come from the second cache.
+            later = builder.add(v_query_at, LONG(4 * _TILE_BYTES))
+            for line in range(0, _TILE_BYTES, _LINE):
+                index = builder.add(later, builder.add(builder.mul(loop.index, LONG(_TILE_BYTES)), LONG(line)))
+                call(builder, "llvm.prefetch.p0", VOID, [pointer(2, index, BYTE), INT(0), INT(3), INT(1)])
+            is_first = builder.icmp_signed("==", loop.index, LONG(0))
+            compare(builder.select(is_first, LONG(0), builder.sub(loop.index, LONG(1))))
+        compare(builder.sub(v_blocks, LONG(1)))
+        return context.get_dummy_value()
+
+    index = types.intp
+    return types.void(levels, index, queries, index, products, bounds, reaching), codegen
