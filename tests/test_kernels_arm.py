@@ -140,11 +140,9 @@ def test_rows_from_their_planes(operations: simd.Operations) -> None:
     dot_row, expand_row = make_dot_row(operations), make_expand_row(operations)
 
     @numba.njit
-    def both(
-        lead: Any, block: Any, leading: int, rest: Any, others: int, width: int, table: Any, query: Any, levels: Any
-    ) -> int:
-        expand_row(lead, 0, leading, rest, 0, others, width, table, levels, 0, 64)
+    def both(block: Any, leading: int, rest: Any, others: int, width: int, table: Any, query: Any, levels: Any) -> int:
         size = BLOCK * width
+        expand_row(block, 0, size, 3, leading, rest, 0, others, width, table, levels, 0, 64)
         return dot_row(block, 0, size, 3, leading, rest, 0, others, width, table, query)  # type: ignore[no-any-return]
 
     rng = np.random.default_rng(0)
@@ -157,11 +155,10 @@ def test_rows_from_their_planes(operations: simd.Operations) -> None:
         query[:dim] = rng.integers(-128, 128, dim)
         wanted = codes if bits == 8 else table[codes]
         leading = min(bits, 2)
-        lead = np.pad(planes[:leading], ((0, 0), (0, 3)))  # to whole words
         rows = rng.integers(0, 256, (leading, BLOCK, dim // 8), np.uint8)
         rows[:, 3] = planes[:leading]
         block = np.concatenate([interleave_rows(plane).ravel() for plane in rows])
         rest = planes[leading:].ravel()
-        dot = both(lead.ravel(), block, leading, rest, bits - leading, dim // 8, np.tile(table, 4), query, levels)
+        dot = both(block, leading, rest, bits - leading, dim // 8, np.tile(table, 4), query, levels)
         np.testing.assert_array_equal(levels[:dim], wanted)
         assert dot == wanted.astype(np.int32) @ query[:dim].astype(np.int32)

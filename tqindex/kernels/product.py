@@ -104,14 +104,30 @@ def expand_tile(
     width, depth = block_bytes // BLOCK, out.shape[1]
     leading, others, skipped = split_planes(planes, first_plane, bits)
     flat_lead, flat_rest, flat_out = lead.reshape(lead.size), rest.reshape(rest.size), out.reshape(out.size)
-    lead_at = first_plane * padded_width(width)
+    lead_at, plane_bytes = first_plane * padded_width(width), blocks * block_bytes
     for r in range(rows):
-        load_lead(flat_lead, planes, blocks, block_bytes, numbers[r], work)
-        rest_at = numbers[r] * rest.shape[1] + skipped * width
+        row = numbers[r]
+        rest_at = row * rest.shape[1] + skipped * width
         out_at, step = _place_row(r, depth)
         if _HAS_SHUFFLE and (width >= WORD or others == 0):
-            _expand_row(work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, out_at, step)
+            at, lane = first_plane * plane_bytes + row // BLOCK * block_bytes, row % BLOCK
+            _expand_row(
+                flat_lead,
+                at,
+                plane_bytes,
+                lane,
+                leading,
+                flat_rest,
+                rest_at,
+                others,
+                width,
+                table,
+                flat_out,
+                out_at,
+                step,
+            )
         else:
+            load_lead(flat_lead, planes, blocks, block_bytes, row, work)
             expand_row_portable(
                 work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, out_at, step
             )

@@ -26,24 +26,7 @@ from tqindex.kernels.simd_layout import load_pieces, piece
 _PLANES = ((1, 0), (2, 0), (2, 1), (2, 2), (2, 6), (0, 1))
 
 
-class _PaddedRow:
-    """One row's planes: the leading ones padded to whole words, the others of `width` bytes each."""
-
-    def __init__(self, context: Any, builder: Any, types_: Any, values: Any) -> None:
-        lead, lead_at, self.leading, rest, rest_at, self.others, self.width = values
-        self.builder = builder
-        self.lead = address(context, builder, types_[0], lead, lead_at, BYTE)
-        self.rest = address(context, builder, types_[3], rest, rest_at, BYTE)
-        self.padded = builder.and_(builder.add(self.width, LONG(7)), LONG(-8))
-
-    def words(self, i: Any, leading: int, others: int) -> list[Any]:
-        """Return bytes i..i + 8 of so many planes."""
-        builder = self.builder
-        places = [builder.add(builder.mul(self.padded, LONG(plane)), i) for plane in range(leading)]
-        return [_load(builder, self.lead, place) for place in places] + _last_words(self, i, others)
-
-
-class _BlockRow:
+class _Row:
     """One row's planes where they are kept: the leading ones in blocks of 8 rows, `plane_bytes` apart."""
 
     def __init__(self, context: Any, builder: Any, types_: Any, values: Any) -> None:
@@ -70,26 +53,16 @@ class _BlockRow:
             with tail:
                 for place, block in zip(found, blocks, strict=False):
                     builder.store(load_pieces(builder, block, self.lane, i, left), place)
-                for place, part in zip(found[leading:], _last_words(self, i, others), strict=True):
-                    builder.store(part, place)
+                # The last word of another plane is read so that it ends with the plane, and shifted into place.
+                shift = builder.mul(builder.sub(LONG(8), left), LONG(8))
+                for plane, place in enumerate(found[leading:], start=1):
+                    last = builder.sub(builder.mul(self.width, LONG(plane)), LONG(8))
+                    builder.store(builder.lshr(_load(builder, self.rest, last), shift), place)
         return [builder.load(place) for place in found]
 
 
 def _load(builder: Any, pointer: Any, index: Any) -> Any:
     return load(builder, builder.bitcast(builder.gep(pointer, [index]), LONG.as_pointer()))
-
-
-def _last_words(row: Any, i: Any, others: int) -> list[Any]:
-    """Return bytes i..i + 8 of the planes that follow each other, or what is left of them.
-
-    The last word of a plane is read so that it ends with the plane, and shifted into place.
-    """
-    builder = row.builder
-    last = builder.sub(row.width, LONG(8))
-    start = builder.select(builder.icmp_signed("<", i, last), i, last)
-    shift = builder.mul(builder.sub(i, start), LONG(8))
-    places = [builder.add(builder.mul(row.width, LONG(plane)), start) for plane in range(others)]
-    return [builder.lshr(_load(builder, row.rest, place), shift) for place in places]
 
 
 def _for_levels(builder: Any, row: Any, entries: Any, operations: Operations, use: Callable[[Any, Any], None]) -> None:
@@ -110,17 +83,20 @@ def _for_levels(builder: Any, row: Any, entries: Any, operations: Operations, us
 def make_expand_row(operations: Operations) -> Any:
     """Return an operation that turns one row's planes into bytes, 64 coordinates at a time.
 
-    expand_row(lead, lead_at, leading, rest, rest_at, others, width, table, levels, out_at, step): lead u8, `leading`
-    planes padded to whole words; rest u8, `others` further planes of `width` >= 8 bytes (any, if there are none); most
-    significant first; table u8 (64,), four copies of 16 entries, or of any content for 8 bits, whose codes stay as
-    they are; levels u8, written from `out_at` on, 64 at a time, `step` bytes apart.
+    expand_row(lead, at, plane_bytes, lane, leading, rest, rest_at, others, width, table, levels, out_at, step): lead
+    u8, where the row is number `lane` of a block that starts at byte `at` of the first of `leading` planes,
+    `plane_bytes` apart; rest u8, `others` further planes of `width` >= 8 bytes (any, if there are none); most
+    significant first; table u8 (64,), four copies of 16 entries, or of any content for 8 bits, whose codes stay as they
+    are; levels u8, written from `out_at` on, 64 at a time, `step` bytes apart.
     """
 
     @intrinsic
     def expand_row(
         typing_context: Any,
         lead: Any,
-        lead_at: Any,
+        at: Any,
+        plane_bytes: Any,
+        lane: Any,
         leading: Any,
         rest: Any,
         rest_at: Any,
@@ -132,20 +108,20 @@ def make_expand_row(operations: Operations) -> Any:
         step: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            v_table, v_levels, v_out_at, v_step = arguments[7:]
-            t_table, t_levels = signature.args[7:9]
+            v_table, v_levels, v_out_at, v_step = arguments[9:]
+            t_table, t_levels = signature.args[9:11]
             entries = load(builder, address(context, builder, t_table, v_table, LONG(0), BYTES))
 
             def write(levels: Any, i: Any) -> None:
                 index = builder.add(v_out_at, builder.mul(builder.lshr(i, LONG(3)), v_step))
                 builder.store(levels, address(context, builder, t_levels, v_levels, index, BYTES)).align = 1
 
-            row = _PaddedRow(context, builder, signature.args, arguments[:7])
+            row = _Row(context, builder, signature.args, arguments[:9])
             _for_levels(builder, row, entries, operations, write)
             return context.get_dummy_value()
 
-        index = types.intp
-        return types.void(lead, index, index, rest, index, index, index, table, levels, index, index), codegen
+        i = types.intp
+        return types.void(lead, i, i, i, i, rest, i, i, i, table, levels, i, i), codegen
 
     return expand_row
 
@@ -153,9 +129,8 @@ def make_expand_row(operations: Operations) -> Any:
 def make_dot_row(operations: Operations) -> Any:
     """Return an operation that multiplies one row's levels with one query, straight from the planes.
 
-    dot_row(lead, at, plane_bytes, lane, leading, rest, rest_at, others, width, table, query) -> i32; lead u8, where the
-    row is number `lane` of a block that starts at byte `at` of the first of `leading` planes, `plane_bytes` apart; the
-    other planes and the table as `make_expand_row`, query i8 (depth,).
+    dot_row(lead, at, plane_bytes, lane, leading, rest, rest_at, others, width, table, query) -> i32; planes and table
+    as `make_expand_row`, query i8 (depth,).
     """
 
     @intrinsic
@@ -185,7 +160,7 @@ def make_dot_row(operations: Operations) -> Any:
                 builder.store(operations.dot4(builder, builder.load(total), levels, part), total)
 
             entries = load(builder, address(context, builder, t_table, v_table, LONG(0), BYTES))
-            row = _BlockRow(context, builder, signature.args, arguments[:9])
+            row = _Row(context, builder, signature.args, arguments[:9])
             _for_levels(builder, row, entries, operations, add)
             return call(builder, "llvm.vector.reduce.add.v16i32", INT, [builder.load(total)])
 
