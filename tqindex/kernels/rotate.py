@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tqindex.kernels.compile import inner_kernel, kernel
+from tqindex.kernels.compile import called_kernel, inner_kernel, kernel
 from tqindex.kernels.simd_rotate import (
     LANES,
     make_butterflies,
@@ -19,8 +19,11 @@ from tqindex.kernels.simd_rotate import (
 
 #: Coordinates of a transform that are taken through all their steps while they are in the first cache.
 _CACHED = 256
-#: Coordinates that go through four steps in registers.
-_IN_REGISTERS = 16
+#: Coordinates that go through four steps in registers. Not a plain Python number, nor those after it: Numba would
+#: compile a part once more for each of those that it is called with.
+_IN_REGISTERS: Any = np.int64(16)
+_ZERO: Any = np.int64(0)
+_ONE: Any = np.int64(1)
 _butterflies2, _butterflies4, _butterflies8, _butterflies16 = (make_butterflies(steps) for steps in (1, 2, 3, 4))
 _first_butterflies16, _permuted_butterflies16 = make_first_butterflies(4), make_permuted_butterflies(4)
 # Numba's types give intrinsics the arguments of their code generators.
@@ -67,7 +70,7 @@ def _rotate_lanes(source: Any, target: Any, permutations: Any, signs: Any, turn:
         _begin_permuted(source, target, permutations, places + at, signs, scaled + block, at, cached)
     for j in range(width, start + alone):
         _move_scaled(target, j, source, permutations[places + j], np.float32(1))
-    walsh_hadamard(target, 0, width, cached)
+    walsh_hadamard(target, _ZERO, width, cached)
     for block in range(0, alone, cached):
         _begin(target, signs, last + block, start + block, cached)
     walsh_hadamard(target, start, width, cached)
@@ -85,7 +88,7 @@ def _begin_permuted(
     else:
         for j in range(width):
             _move_scaled(target, block + j, source, permutations[places + j], signs[at + j])
-        walsh_hadamard(target, block, width, 1)
+        walsh_hadamard(target, block, width, _ONE)
 
 
 @inner_kernel
@@ -98,7 +101,7 @@ def _begin(x: Any, signs: Any, at: int, block: int, width: int) -> None:
     else:
         for j in range(block, block + width):
             _move_scaled(x, j, x, j, signs[at + j - block])
-        walsh_hadamard(x, block, width, 1)
+        walsh_hadamard(x, block, width, _ONE)
 
 
 @kernel
@@ -136,12 +139,12 @@ def _transform(x: Any, square: Any) -> None:
     for first in range(0, width, square.shape[0]):
         # Neighbours share a vector: transposed, their distances are those of vectors.
         _transpose_square(x, first, LANES, square, 0, LANES)
-        walsh_hadamard(square, 0, LANES, 1)
+        walsh_hadamard(square, _ZERO, square.shape[0] // LANES, _ONE)
         _transpose_square(square, 0, LANES, x, first, LANES)
-    walsh_hadamard(x, 0, width // LANES, 1)
+    walsh_hadamard(x, _ZERO, width // LANES, _ONE)
 
 
-@inner_kernel
+@called_kernel
 def walsh_hadamard(x: Any, first: int, width: int, distance: int) -> None:
     """Unscaled transforms, in place, of coordinates first..first + width: distance, 2 distance, ..., width / 2.
 
