@@ -1,6 +1,6 @@
 """What figures depend on besides the data: machine, versions, sources."""
 
-import datetime
+import datetime as dt
 import hashlib
 import os
 import platform
@@ -37,7 +37,7 @@ def describe_environment() -> dict[str, Any]:
 
     features = _features()
     return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "commit": _git("rev-parse", "--short", "HEAD") or None,
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "machine": f"{platform.system()} {platform.machine()}",

@@ -20,11 +20,12 @@ def tasks(
     suites: Sequence[str], size: str, names: Sequence[str], file: Path | None, data: Path | None, results: Path
 ) -> list[Task]:
     """Return what is to be run, in order: every suite on each of its sets, on those named, or on a file."""
+    paths = None if file is None else str(file), None if data is None else str(data), str(results)
     found = []
     for suite in suites or (FILE_SUITES if file else SUITES):
-        sets: Sequence[str | None] = names or load_config(suite, size).sets or (None,)
-        for name in (None,) if file else sets:
-            found.append(Task(suite, size, name, *(None if p is None else str(p) for p in (file, data)), str(results)))
+        config = load_config(suite, size)
+        sets: Sequence[str | None] = (None,) if file else (names or config.sets or (None,))
+        found += [Task(suite, size, name, *paths) for name in sets]
     return found
 
 

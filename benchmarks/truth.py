@@ -40,7 +40,7 @@ class Truth:
         return self._scores.shape[1]
 
     def recall(self, ids: Int64Array) -> float:
-        """Return recall@k of results (nq, k): the share that is as near as the k-th neighbour."""
+        """Return recall@k of the first queries' results, (m, k): the share that is as near as the k-th neighbour."""
         k = ids.shape[1]
         return float(self._as_good(self._score(ids), k).mean())
 
@@ -50,7 +50,7 @@ class Truth:
         return [float(found[:, :k].any(axis=1).mean()) for k in counts]
 
     def _as_good(self, scores: npt.NDArray[np.float64], rank: int) -> npt.NDArray[np.bool_]:
-        wanted = self._scores[:, rank - 1 : rank]
+        wanted = self._scores[: len(scores), rank - 1 : rank]
         return np.asarray(scores >= wanted - np.abs(wanted) * TIE)
 
     def _score(self, ids: Int64Array) -> npt.NDArray[np.float64]:

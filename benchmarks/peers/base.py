@@ -49,6 +49,9 @@ class Setup:
 class Peer(ABC):
     """One index that is being measured."""
 
+    #: Whether the first index of a process takes longer to build than the later ones.
+    warms_up = True
+
     def prepare(self, rows: Float32Array) -> Float32Array:
         """Bring vectors or queries into the form that the package takes; not timed."""
         return rows
@@ -92,6 +95,8 @@ class Method:
         `dim * bits` must be a multiple of it.
     only : {"unit", "ip", None}
         Unit vectors only, inner products only, or any metric.
+    sets_threads : bool
+        Whether the number of threads can be set while the package runs.
     """
 
     key: str
@@ -102,6 +107,7 @@ class Method:
     widths: tuple[int | None, ...]
     divides: int = 1
     only: Literal["unit", "ip"] | None = None
+    sets_threads: bool = True
 
     def refusal(self, setup: Setup) -> str | None:
         """Say why the method does not do what is asked; None if it does."""

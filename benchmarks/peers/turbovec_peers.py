@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tqindex.bench.peers.base import Float32Array, Int64Array, Method, Peer, Setup, pad_columns
+from tqindex.bench.peers.base import Family, Float32Array, Int64Array, Method, Peer, Setup, pad_columns
 
 #: "Around 1024 rows is enough" (its documentation); they must be drawn at random.
 _SAMPLE_ROWS = 4096
@@ -47,15 +47,20 @@ class Turbovec(Peer):
         return len(self._index.to_bytes())
 
 
-METHODS = (
-    Method("turbovec", "turbovec", "turbovec", "oblivious", lambda setup: Turbovec(setup, False), (2, 3, 4), only="ip"),
-    Method(
-        "turbovec-calibrated",
-        "turbovec, calibrated",
+def _method(key: str, label: str, family: Family, calibrated: bool) -> Method:
+    return Method(
+        key,
+        label,
         "turbovec",
-        "centred",
-        lambda setup: Turbovec(setup, True),
+        family,
+        lambda setup: Turbovec(setup, calibrated),
         (2, 3, 4),
         only="ip",
-    ),
+        sets_threads=False,
+    )
+
+
+METHODS = (
+    _method("turbovec", "turbovec", "oblivious", False),
+    _method("turbovec-calibrated", "turbovec, calibrated", "centred", True),
 )

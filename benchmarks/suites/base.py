@@ -10,11 +10,14 @@ from typing import Any
 
 from tqindex.bench.config import Config
 from tqindex.bench.environment import cpu_name, installed_version, sources_hash
-from tqindex.bench.peers import Method, Setup, package_version
-from tqindex.bench.sets import DataSet, Source
+from tqindex.bench.peers import Method, Peer, Setup, package_version
+from tqindex.bench.sets import DataSet, Float32Array, Source
+from tqindex.bench.timing import timed
 from tqindex.bench.truth import Truth, find_truth
 from tqindex.kernels.cpu import simd_level
 
+#: The method that ratios are to.
+REFERENCE = "tqindex-mse"
 #: Counts up when rows get another meaning.
 _FORMAT = 1
 
@@ -64,10 +67,10 @@ class Job:
         """The judge of results."""
         return find_truth(self.data)
 
-    def setup(self, bits: int | None, seed: int = 0) -> Setup:
+    def setup(self, bits: int | None, seed: int = 0, threads: int | None = None) -> Setup:
         """Return what an index of the data is made for."""
         data = self.data
-        return Setup(data.source.dim, len(data.base), bits, data.metric, data.unit, self.threads, seed)
+        return Setup(data.source.dim, len(data.base), bits, data.metric, data.unit, threads or self.threads, seed)
 
 
 class Suite(ABC):
@@ -126,3 +129,25 @@ def row_of(method: Method, bits: int | None) -> dict[str, Any]:
         "bits": bits,
         "oblivious": method.family == "oblivious",
     }
+
+
+@dataclass(frozen=True)
+class Built:
+    """How long an index took to train and to fill, in seconds, and its bytes as a row has them."""
+
+    train: float
+    add: float
+    sizes: dict[str, float]
+
+
+def build(peer: Peer, base: Float32Array) -> Built:
+    """Train and fill an index.
+
+    `bytes` is what each vector adds to it; `shared_bytes` is what it has without any, divided by their number.
+    """
+    rows = peer.prepare(base)
+    train = timed(lambda: peer.train(rows))
+    before = peer.stored_bytes()
+    add = timed(lambda: peer.add(rows))
+    own, shared = (peer.stored_bytes() - before) / len(rows), before / len(rows)
+    return Built(train, add, {"bytes": round(own, 3), "shared_bytes": round(shared, 3)})

@@ -4,9 +4,9 @@ import time
 from typing import Any
 
 from tqindex.bench.config import Config
-from tqindex.bench.peers import Method, Peer
+from tqindex.bench.peers import Method
 from tqindex.bench.sets import Source
-from tqindex.bench.suites.base import Group, Job, Suite, row_of
+from tqindex.bench.suites.base import Group, Job, Suite, build, row_of
 from tqindex.bench.truth import DEPTH
 
 
@@ -31,26 +31,19 @@ class Recall(Suite):
         tens = []
         for seed in range(job.config.seeds_of(method.key)):
             peer = method.make(job.setup(group.bits, seed))
-            own, shared = build(peer, job)
+            sizes = build(peer, job.data.base).sizes
             ids = peer.search(peer.prepare(job.data.queries), min(job.config.k, len(job.data.base)))
             tens.append(job.truth.recall(ids[:, :DEPTH]))
             for count, value in zip(counts, job.truth.recall_1_at(ids, counts), strict=True):
                 ones[str(count)].append(value)
-        row = row_of(method, group.bits) | {
-            "seconds": round(time.perf_counter() - start, 3),
-            "bytes": own,
-            "shared_bytes": shared,
-            "seeds": len(tens),
-            "recall_1_at": ones,
-            "recall_10": tens,
-        }
+        row = (
+            row_of(method, group.bits)
+            | sizes
+            | {
+                "seconds": round(time.perf_counter() - start, 3),
+                "seeds": len(tens),
+                "recall_1_at": ones,
+                "recall_10": tens,
+            }
+        )
         return [row]
-
-
-def build(peer: Peer, job: Job) -> tuple[float, float]:
-    """Train and fill an index; return its bytes per vector, and those that all share, divided by their number."""
-    rows = peer.prepare(job.data.base)
-    peer.train(rows)
-    before = peer.stored_bytes()
-    peer.add(rows)
-    return round((peer.stored_bytes() - before) / len(rows), 3), round(before / len(rows), 3)
