@@ -27,6 +27,8 @@ class Config:
         Keys of methods.
     bits : tuple of int
         Each method is measured at those that it has.
+    peer_bits : tuple of int
+        The same for other packages than tqindex, where not all of `bits` are meant for them.
     k : int
         Results per query.
     seeds : int
@@ -46,6 +48,7 @@ class Config:
     sets: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     bits: tuple[int, ...] = ()
+    peer_bits: tuple[int, ...] = ()
     k: int = 10
     seeds: int = 1
     fewer_seeds: dict[str, int] = field(default_factory=dict)
@@ -55,6 +58,10 @@ class Config:
     dims: tuple[int, ...] = ()
     vectors: int = 0
     leave_out: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def bits_of(self, peer: str) -> tuple[int, ...]:
+        """Return the widths that a package is measured at."""
+        return self.bits if peer == "tqindex" else self.peer_bits or self.bits
 
     def seeds_of(self, method: str) -> int:
         """Return how many seeds a method is measured with."""
@@ -83,7 +90,8 @@ def make_config(table: dict[str, Any]) -> Config:
     unknown = sorted(set(table) - known)
     if unknown:
         raise ArgumentError(f"a suite's table must have keys among {', '.join(sorted(known))}; got {unknown[0]!r}")
-    return Config(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    return Config(**values)
 
 
 @cache

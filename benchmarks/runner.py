@@ -39,6 +39,9 @@ def run(found: list[Task]) -> int:
         plan = Plan(task, source)
         pending = len(plan.pending)
         click.echo(f"{plan.title}: {pending} of {len(plan.groups)} to measure, {plan.file.path}")
+        for absent in plan.absent:
+            if absent["command"]:
+                click.echo(f"{plan.title}: {absent['peer']} is {absent['reason']}: {absent['command']}")
         code = _run_child(task, plan.suite.pinned) if pending else 0
         if code:
             return code

@@ -34,11 +34,6 @@ class Truth:
         # Of equal vectors a file may list either, and float32 rounding may swap neighbours that are all but equal.
         self._scores = np.sort(self._score(neighbors[:, :DEPTH]), axis=1)[:, ::-1]
 
-    @property
-    def depth(self) -> int:
-        """The largest k that `recall` can judge."""
-        return self._scores.shape[1]
-
     def recall(self, ids: Int64Array) -> float:
         """Return recall@k of the first queries' results, (m, k): the share that is as near as the k-th neighbour."""
         k = ids.shape[1]

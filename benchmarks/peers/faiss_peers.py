@@ -22,8 +22,8 @@ class Faiss(Peer):
     def __init__(self, setup: Setup, make: Callable[[Any, Setup], Any]) -> None:
         import faiss
 
-        faiss.omp_set_num_threads(setup.threads)
-        self._faiss, self._threads = faiss, setup.threads
+        self._faiss: Any = faiss
+        self._threads = setup.threads
         self._index = make(faiss, setup)
 
     def train(self, rows: Float32Array) -> None:

@@ -19,8 +19,12 @@ class Recall(Suite):
     def groups(self, config: Config, methods: list[Method], source: Source | None) -> list[Group]:
         """One method at one width each."""
         del source
-        widths = (*config.bits, None)
-        return [Group((method,), bits) for bits in widths for method in methods if bits in method.widths]
+        return [
+            Group((method,), bits)
+            for bits in (*config.bits, None)
+            for method in methods
+            if bits in method.widths and bits in (*config.bits_of(method.peer), None)
+        ]
 
     def measure(self, job: Job, group: Group) -> list[dict[str, Any]]:
         """Build and search for each seed."""

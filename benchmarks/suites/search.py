@@ -133,8 +133,8 @@ def _row(job: Job, group: Group, contender: _Contender, reference: _Contender | 
     if contender.k > k:
         row |= {"method": f"{method.key}-wide", "label": f"{method.label}, k = {contender.k}"}
     batch, single = spread(nq / t for t in contender.batch), spread(1e3 * t for t in contender.single)
-    batch_reference = reference and len(reference.queries) / float(np.median(reference.batch))
-    single_reference = reference and 1e3 * float(np.median(reference.single))
+    batch_reference = len(reference.queries) / float(np.median(reference.batch)) if reference else None
+    single_reference = 1e3 * float(np.median(reference.single)) if reference else None
     lost = contender.lost
     return row | {
         "seconds": round(sum(contender.batch) + sum(contender.single), 3),
