@@ -7,11 +7,12 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 from tqindex.bench.plan import Plan, Task
 from tqindex.bench.sets import load_set
-from tqindex.bench.suites.base import Group, Job
+from tqindex.bench.suites.base import Group, Job, PeerError
 from tqindex.errors import TQIndexError
 from tqindex.kernels.threads import available_threads
 
@@ -51,14 +52,15 @@ def _measure(plan: Plan) -> None:
 
 
 def _rows(plan: Plan, job: Job, group: Group) -> list[dict[str, Any]]:
-    """Measure a group; what another package cannot do is a reason, not the end of the run."""
-    try:
-        return plan.suite.measure(job, group)
-    except (RuntimeError, ValueError) as error:
-        if any(method.peer == "tqindex" for method in group.methods):
-            raise
-        plan.fail(group, str(error))
-        return []
+    """Measure a group, if need be without the methods that fail, whose reasons are noted."""
+    while group.methods:
+        try:
+            return plan.suite.measure(job, group)
+        except PeerError as error:
+            plan.fail(error.method, group.bits, error.reason)
+            print(f"{plan.title}: {error.method.key} is left out: {error.reason}", flush=True)
+            group = replace(group, methods=tuple(each for each in group.methods if each is not error.method))
+    return []
 
 
 if __name__ == "__main__":

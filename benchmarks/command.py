@@ -34,7 +34,7 @@ class _Group(click.Group):
 
 @click.group(cls=_Group)
 def bench() -> None:
-    """Measure tqindex beside other packages, and report what was measured.
+    """Measure tqindex beside other packages.
 
     `tqindex bench FILE` runs the suites recall, indexing and search on vectors of your own, as `bench run --file FILE`.
     """

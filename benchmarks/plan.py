@@ -61,7 +61,6 @@ class Plan:
         self.suite: Suite = SUITES[task.suite]
         self.config: Config = load_config(task.suite, task.size)
         self.absent: list[dict[str, Any]] = []
-        self.failed: list[dict[str, Any]] = []
         self.groups = {
             self.suite.fingerprint(self.config, group, source): group
             for each in self.suite.groups(self.config, self._installed(), source)
@@ -88,17 +87,14 @@ class Plan:
             "dataset": dataset,
             "environment": describe_environment(),
             "config": asdict(self.config),
-            "absent": self.absent + self.failed,
+            "absent": self.absent,
             "not_measured": self._not_measured(),
         }
         self.file.write(head, list(self.groups))
 
-    def fail(self, group: Group, reason: str) -> None:
-        """Note why a group's methods have no rows."""
-        self.failed += [
-            {"peer": method.peer, "method": method.key, "bits": group.bits, "reason": reason, "command": None}
-            for method in group.methods
-        ]
+    def fail(self, method: Method, bits: int | None, reason: str) -> None:
+        """Note why a method has no row."""
+        self.absent.append({"peer": method.peer, "method": method.key, "bits": bits, "reason": reason, "command": None})
 
     def _installed(self) -> list[Method]:
         methods = find_methods(self.config.methods)
@@ -122,16 +118,8 @@ class Plan:
         )
         refusals = {method.key: method.refusal(setup) for method in group.methods}
         for method in group.methods:
-            if refusals[method.key]:
-                self.absent.append(
-                    {
-                        "peer": method.peer,
-                        "method": method.key,
-                        "bits": group.bits,
-                        "reason": refusals[method.key],
-                        "command": None,
-                    }
-                )
+            if reason := refusals[method.key]:
+                self.fail(method, group.bits, reason)
         kept = tuple(method for method in group.methods if not refusals[method.key])
         return Group(kept, group.bits, group.parameters)
 

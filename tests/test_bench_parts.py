@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tqindex.bench import child
 from tqindex.bench import plan as planning
 from tqindex.bench.config import SIZES, SUITES, Config, load_config, make_config, set_tables
 from tqindex.bench.exact import exact_neighbors, write_ann_hdf5
@@ -106,10 +107,43 @@ def test_what_a_method_cannot_do_is_listed(tmp_path: Path, write_ann: Callable[.
     assert reasons["faiss-pq-l2"] == "takes vectors of length 1 only"
 
 
+class Failing(Peer):
+    """Does nothing of what it is asked."""
+
+    def add(self, rows: Any) -> None:
+        raise RuntimeError("no room\nfor that")
+
+    def search(self, queries: Any, k: int) -> Any:
+        raise NotImplementedError
+
+    def stored_bytes(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("suite", ["recall", "indexing", "search"])
+def test_a_failing_peer_is_listed_and_the_others_are_measured(tmp_path: Path, suite: str) -> None:
+    data = data_set(rows(200), rows(30, seed=1))
+    plan = plan_of(tmp_path, suite)
+    failing = Method("turbovec", "theirs", "turbovec", "oblivious", lambda setup: Failing(), (2,))
+    ours = METHODS["tqindex-mse"]
+    config = Config(k=10, repeats=5, budget=0.1)
+    job = Job(config, 1, data.source, data)
+    for methods in [(failing,)] if suite == "recall" else [(ours, failing)]:
+        found = child._rows(plan, job, Group(methods, 2))
+        assert [row["method"] for row in found] == [method.key for method in methods if method is ours]
+    assert plan.absent[-1] == {
+        "peer": "turbovec",
+        "method": "turbovec",
+        "bits": 2,
+        "reason": "no room",
+        "command": None,
+    }
+
+
 def test_methods_are_named_once() -> None:
     assert len({method.label for method in METHODS.values()}) == len(METHODS)
     assert all(method.key.startswith(method.peer) for method in METHODS.values())
-    with pytest.raises(ArgumentError, match="methods must be among .*; got 'faiss-lsh'"):
+    with pytest.raises(ArgumentError, match=r"methods must be among .*; got 'faiss-lsh'"):
         find_methods(("tqindex-mse", "faiss-lsh"))
 
 
@@ -125,8 +159,8 @@ def test_every_method_finds_vectors_again(key: str) -> None:
     pytest.importorskip({"faiss": "faiss", "turbovec": "turbovec"}.get(method.peer, "numpy"))
     if method.peer == "rabitqlib":
         pytest.importorskip("rabitqlib")
-    base = rows()
-    setup = Setup(16, len(base), 4 if 4 in method.widths else None, "ip", True, 1)
+    base = rows(dim=64)
+    setup = Setup(64, len(base), 4 if 4 in method.widths else None, "ip", True, 1)
     peer = method.make(setup)
     sizes = build(peer, base).sizes
     queries = peer.prepare(base[:50])
@@ -135,7 +169,7 @@ def test_every_method_finds_vectors_again(key: str) -> None:
     assert (found[:, 0] == np.arange(50)).mean() > 0.7
     exact = peer.full_scan(queries, 10)
     assert (exact is None) == (key == "faiss-hnsw")
-    assert sizes["bytes"] >= (setup.bits or 32) * 16 / 8
+    assert sizes["bytes"] >= (setup.bits or 32) * 64 / 8
 
 
 # -- configurations
@@ -155,7 +189,7 @@ def test_configurations_name_what_there_is(suite: str, size: str) -> None:
 
 
 def test_an_unknown_key_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="must have keys among .*; got 'seed'"):
+    with pytest.raises(ArgumentError, match=r"must have keys among .*; got 'seed'"):
         make_config({"seed": 1})
 
 

@@ -84,10 +84,10 @@ def test_recall(by_suite: dict[str, dict[str, Any]]) -> None:
 def test_indexing_ratios(by_suite: dict[str, dict[str, Any]]) -> None:
     rows = rows_of(by_suite["indexing"])
     assert rows["tqindex-mse"]["ratio"] == 1
-    ours, theirs = (rows[key]["train"]["median"] + rows[key]["add"]["median"] for key in ("tqindex-mse", "faiss-pq-l2"))
-    assert rows["faiss-pq-l2"]["ratio"] == pytest.approx(theirs / ours, rel=0.05)
+    ours, theirs = (rows[key]["train"]["median"] + rows[key]["add"]["median"] for key in ("tqindex-mse", "faiss-pqfs"))
+    assert rows["faiss-pqfs"]["ratio"] == pytest.approx(theirs / ours, rel=0.05)
     assert rows["tqindex-mse"]["repeats"] == 5
-    assert rows["faiss-pq-l2"]["repeats"] == 1  # one was more than the budget
+    assert rows["faiss-pqfs"]["repeats"] < 5  # they would be more than the budget
 
 
 def test_search(by_suite: dict[str, dict[str, Any]]) -> None:
@@ -209,7 +209,7 @@ def test_a_result_file_that_is_none(cli: Cli, tmp_path: Path) -> None:
         assert path.read_text() == content
 
 
-def test_a_folder_that_cannot_be_written(cli: Cli, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     code = run(["bench", "run", "distortion", "--size", "test", "--results", str(tmp_path / "file")])
     assert code == 2

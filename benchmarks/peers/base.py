@@ -95,6 +95,7 @@ class Method:
         `dim * bits` must be a multiple of it.
     only : {"unit", "ip", None}
         Unit vectors only, inner products only, or any metric.
+    least_dim : int
     sets_threads : bool
         Whether the number of threads can be set while the package runs.
     """
@@ -107,10 +108,13 @@ class Method:
     widths: tuple[int | None, ...]
     divides: int = 1
     only: Literal["unit", "ip"] | None = None
+    least_dim: int = 1
     sets_threads: bool = True
 
     def refusal(self, setup: Setup) -> str | None:
         """Say why the method does not do what is asked; None if it does."""
+        if setup.dim < self.least_dim:
+            return f"takes vectors of at least {self.least_dim} dimensions"
         if setup.bits is not None and (setup.dim * setup.bits) % self.divides:
             return f"{setup.dim} dimensions of {setup.bits} bits do not split into whole codes"
         if self.only == "unit" and not setup.unit:

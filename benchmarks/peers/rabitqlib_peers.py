@@ -40,4 +40,4 @@ class RaBitQ(Peer):
             return path.stat().st_size
 
 
-METHODS = (Method("rabitqlib", "rabitqlib (one list)", "rabitqlib", "centred", RaBitQ, (1, 2, 3, 4, 8)),)
+METHODS = (Method("rabitqlib", "rabitqlib (one list)", "rabitqlib", "centred", RaBitQ, (1, 2, 3, 4, 8), least_dim=64),)

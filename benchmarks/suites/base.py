@@ -3,7 +3,8 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -110,6 +111,25 @@ class Suite(ABC):
         if self.timed:
             known["timing"] = [config.repeats, config.budget, cpu_name(), simd_level()]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class PeerError(Exception):
+    """Another package does not do what was asked of it."""
+
+    def __init__(self, method: Method, reason: str) -> None:
+        super().__init__(reason)
+        self.method, self.reason = method, reason
+
+
+@contextmanager
+def blaming(method: Method) -> Iterator[None]:
+    """Make errors of another package a PeerError, which ends the method's part and not the run."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if method.peer == "tqindex":
+            raise
+        raise PeerError(method, str(error).splitlines()[0]) from error
 
 
 def by_width(methods: Iterable[Method], widths: Iterable[int]) -> list[Group]:

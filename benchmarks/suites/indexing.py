@@ -6,7 +6,7 @@ from typing import Any
 from tqindex.bench.config import Config
 from tqindex.bench.peers import Method
 from tqindex.bench.sets import Source
-from tqindex.bench.suites.base import REFERENCE, Group, Job, Suite, build, by_width, row_of
+from tqindex.bench.suites.base import REFERENCE, Group, Job, Suite, blaming, build, by_width, row_of
 from tqindex.bench.timing import ratio, spread, timed
 
 _WARM_ROWS = 1000
@@ -28,13 +28,15 @@ class Indexing(Suite):
         spent = dict.fromkeys(times, 0.0)
         sizes: dict[str, dict[str, float]] = {}
         for method in group.methods:
-            _warm_up(job, method, group.bits)
+            with blaming(method):
+                _warm_up(job, method, group.bits)
         for _ in range(job.config.repeats):
             for method in group.methods:
                 if times[method.key] and spent[method.key] > job.config.budget:
                     continue
                 start = time.perf_counter()
-                built = build(method.make(job.setup(group.bits)), job.data.base)
+                with blaming(method):
+                    built = build(method.make(job.setup(group.bits)), job.data.base)
                 times[method.key].append((built.train, built.add))
                 sizes[method.key] = built.sizes
                 spent[method.key] += time.perf_counter() - start

@@ -6,7 +6,7 @@ from typing import Any
 from tqindex.bench.config import Config
 from tqindex.bench.peers import Method
 from tqindex.bench.sets import Source
-from tqindex.bench.suites.base import Group, Job, Suite, build, row_of
+from tqindex.bench.suites.base import Group, Job, Suite, blaming, build, row_of
 from tqindex.bench.truth import DEPTH
 
 
@@ -34,9 +34,10 @@ class Recall(Suite):
         ones: dict[str, list[float]] = {str(count): [] for count in counts}
         tens = []
         for seed in range(job.config.seeds_of(method.key)):
-            peer = method.make(job.setup(group.bits, seed))
-            sizes = build(peer, job.data.base).sizes
-            ids = peer.search(peer.prepare(job.data.queries), min(job.config.k, len(job.data.base)))
+            with blaming(method):
+                peer = method.make(job.setup(group.bits, seed))
+                sizes = build(peer, job.data.base).sizes
+                ids = peer.search(peer.prepare(job.data.queries), min(job.config.k, len(job.data.base)))
             tens.append(job.truth.recall(ids[:, :DEPTH]))
             for count, value in zip(counts, job.truth.recall_1_at(ids, counts), strict=True):
                 ones[str(count)].append(value)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tqindex.bench.config import Config
 from tqindex.bench.peers import Method, Peer
 from tqindex.bench.sets import Float32Array, Source
-from tqindex.bench.suites.base import REFERENCE, Group, Job, Suite, build, by_width, row_of
+from tqindex.bench.suites.base import REFERENCE, Group, Job, Suite, blaming, build, by_width, row_of
 from tqindex.bench.timing import ratio, spread, timed
 from tqindex.bench.truth import DEPTH
 
@@ -81,7 +81,10 @@ class Search(Suite):
 
     def measure(self, job: Job, group: Group) -> list[dict[str, Any]]:
         """Fill every method's index, then search them in turns."""
-        contenders = [_contender(job, method, group.bits) for method in group.methods]
+        contenders = []
+        for method in group.methods:
+            with blaming(method):
+                contenders.append(_contender(job, method, group.bits))
         for contender in contenders:
             contender.run_singles()  # tells what is lost; the times are those of a warm-up
             contender.run_batch()
