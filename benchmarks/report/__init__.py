@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-_PLOTS = "plots"
+#: The folder of figures, beside the pages.
+PLOTS = "plots"
 
 
 def write_report(results: Path, output: Path) -> list[Path]:
@@ -17,9 +18,9 @@ def write_report(results: Path, output: Path) -> list[Path]:
 
     loaded = load_results(results)
     output.mkdir(parents=True, exist_ok=True)
-    plots = output / _PLOTS
+    plots = output / PLOTS
     written = [path for plot in all_plots(loaded) for path in plot.save(plots)]
-    pages = {"README.md": render_markdown(loaded, _PLOTS), "report.html": render_html(loaded, plots)}
+    pages = {"README.md": render_markdown(loaded, PLOTS), "report.html": render_html(loaded, plots)}
     for name, text in pages.items():
         (output / name).write_text(text, encoding="utf-8")
     return [*written, *(output / name for name in pages)]

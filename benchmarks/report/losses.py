@@ -94,8 +94,8 @@ def _size_and_recall(row: Row) -> str:
     return f"{numbers.size(row['bytes'])} bytes, {mean(row['recall_10']):.3f}"
 
 
-def ahead_in_speed(results: Iterable[Result]) -> list[str]:
-    """State which peers index or search faster than our main rows of the same width, and how many times as fast.
+def ahead_in_speed(results: Iterable[Result], ours: Sequence[str] = (OBLIVIOUS, CENTRED)) -> list[str]:
+    """State which peers index or search faster than these rows of the same width, and how many times as fast.
 
     Peers without a width in bits are compared with all of ours.
     """
@@ -103,14 +103,14 @@ def ahead_in_speed(results: Iterable[Result]) -> list[str]:
         f"{result.name}, {timing.what}: {label} {'; '.join(behind)}."
         for result in results
         for timing in _TIMINGS.get(result.suite, ())
-        for label, behind in _behind(result, timing).items()
+        for label, behind in _behind(result, timing, ours).items()
     ]
 
 
-def _behind(result: Result, timing: _Timing) -> dict[str, list[str]]:
+def _behind(result: Result, timing: _Timing, ours: Sequence[str]) -> dict[str, list[str]]:
     """Return, by the label of our row, what each width of it is behind."""
     behind: dict[str, list[str]] = {}
-    for row in _all_main_rows(result):
+    for row in [row for row in _all_main_rows(result) if row["method"] in ours]:
         faster = _faster(result, row, timing.seconds)
         if faster:
             at = f"at {numbers.width(row['bits'])} bits ({timing.printed(row)})"

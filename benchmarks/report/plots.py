@@ -11,7 +11,6 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 from tqindex.bench.report import numbers
 from tqindex.bench.report.results import (
     OBLIVIOUS,
-    PQ,
     Result,
     Row,
     digest,
@@ -22,21 +21,10 @@ from tqindex.bench.report.results import (
     of_suite,
     total_bytes,
 )
-from tqindex.bench.report.style import FAINT, WIDTH, Look, Mark, house_style, label_lines, look
-from tqindex.bench.report.tables import measured_ks
+from tqindex.bench.report.style import FAINT, WIDTH, Look, Mark, house_style, label_lines, look, short_label
+from tqindex.bench.report.tables import COMPARED, PAPER_WIDTHS, compared, measured_ks
 
-#: What the curves show: ours, and one of each kind of peer. The tables have all.
-COMPARED = (
-    "tqindex-mse",
-    "tqindex-mse-centred",
-    "tqindex-prod",
-    *PQ,
-    "faiss-sqtqmse",
-    "faiss-rabitq",
-    "turbovec",
-)
 _PIXELS_PER_INCH = 200
-_PAPER_WIDTHS = {2, 4}
 #: Opacity of peers' bars, which cover more than their lines do.
 _MUTED = 0.55
 
@@ -82,40 +70,31 @@ def _panels(rows: int, columns: int, height: float) -> tuple[Figure, list[list[A
 def _drawn_widths(results: Sequence[Result]) -> list[float]:
     """Return the paper's widths, or all where neither was measured."""
     measured = {bits for result in results for bits in result.widths()}
-    return sorted(measured & _PAPER_WIDTHS or measured)
-
-
-def _compared(result: Result, bits: float) -> list[Row]:
-    """Return the compared rows of a width, of the two product quantisers the better."""
-    rows = [row for method in COMPARED if (row := result.row(method, bits))]
-    quantisers = [row for row in rows if row["method"] in PQ]
-    best = max(quantisers, key=lambda row: mean(row["recall_10"]) or 0.0, default=None)
-    return [row for row in rows if row not in quantisers or row is best]
-
-
-def _text(row: Row) -> str:
-    return "faiss PQ" if row["method"] in PQ else str(row["label"])
+    return sorted(measured & PAPER_WIDTHS or measured)
 
 
 def draw_recall_at_k(results: Sequence[Result]) -> Figure:
     """Recall 1@k against k, as in the figure of the TurboQuant paper: a row per data set, a column per width."""
     widths = _drawn_widths(results)
     figure, panels = _panels(len(results), len(widths), 2.9)
-    for result, row in zip(results, panels, strict=True):
-        for bits, axes in zip(widths, row, strict=True):
-            _recall_panel(axes, result, bits)
+    marks = {
+        axes: _recall_panel(axes, result, bits)
+        for result, row in zip(results, panels, strict=True)
+        for bits, axes in zip(widths, row, strict=True)
+    }
+    label_lines(figure, marks, right=False)
     return figure
 
 
-def _recall_panel(axes: Axes, result: Result, bits: float) -> None:
+def _recall_panel(axes: Axes, result: Result, bits: float) -> list[Mark]:
     """Draw the curves; labels stand at the left, where these are furthest apart, and the scale at the right."""
     ks = measured_ks(result)
     marks = []
     axes.set_xscale("log", base=2)
-    for row in _compared(result, bits):
+    for row in compared(result, bits):
         values = [mean(row["recall_1_at"][k]) or 0.0 for k in ks]
         _line(axes, [int(k) for k in ks], values, look(row))
-        marks.append(Mark(_text(row), int(ks[0]), values[0], look(row)))
+        marks.append(Mark(short_label(row), int(ks[0]), values[0], look(row)))
     axes.set_xticks([int(k) for k in ks], ks)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.tick_right()
@@ -124,7 +103,7 @@ def _recall_panel(axes: Axes, result: Result, bits: float) -> None:
     _recall_scale(axes)
     axes.set_title(f"{result.name}, {numbers.width(bits)} bits: recall 1@k")
     axes.set_xlabel("k")
-    label_lines(axes, marks, right=False)
+    return marks
 
 
 def _recall_scale(axes: Axes) -> None:
@@ -150,16 +129,16 @@ def _line(axes: Axes, x: Sequence[float], y: Sequence[float], style: Look) -> No
 def draw_recall_bytes(results: Sequence[Result]) -> Figure:
     """Recall@10 against bytes per vector, shared ones included: a panel per data set."""
     figure, panels = _panels(len(results), 1, 3.2)
-    for result, (axes,) in zip(results, panels, strict=True):
-        _bytes_panel(axes, result)
+    marks = {axes: _bytes_panel(axes, result) for result, (axes,) in zip(results, panels, strict=True)}
+    label_lines(figure, marks, right=True)
     return figure
 
 
-def _bytes_panel(axes: Axes, result: Result) -> None:
+def _bytes_panel(axes: Axes, result: Result) -> list[Mark]:
     lines: dict[str, list[Row]] = {}
     for bits in result.widths():
-        for row in _compared(result, bits):
-            lines.setdefault(_text(row), []).append(row)
+        for row in compared(result, bits):
+            lines.setdefault(short_label(row), []).append(row)
     marks = []
     axes.set_xscale("log")
     for text, rows in lines.items():
@@ -173,7 +152,7 @@ def _bytes_panel(axes: Axes, result: Result) -> None:
     _recall_scale(axes)
     axes.set_title(f"{result.name}: recall@10")
     axes.set_xlabel("bytes per vector, with its part of what all share")
-    label_lines(axes, marks, right=True)
+    return marks
 
 
 def draw_indexing(results: Sequence[Result]) -> Figure:
@@ -212,8 +191,9 @@ def _bars(results: Sequence[Result], what: str, time: Callable[[Row], float | No
 
 
 def _timed(result: Result, bits: float, time: Callable[[Row], float | None]) -> list[tuple[Row, float]]:
-    """Return the rows of a width, and those that have none, with their times, shortest first."""
-    rows = [row for row in result.rows if row["bits"] in (bits, None)]
+    """Return peers of a width, or of none, and our compared rows, with their times, shortest first."""
+    chosen = [row for row in result.rows if row["method"] in COMPARED or not is_ours(row)]
+    rows = [row for row in chosen if row["bits"] in (bits, None)]
     return sorted(((row, t) for row in rows if (t := time(row)) is not None), key=lambda pair: pair[1])
 
 
@@ -226,7 +206,7 @@ def _bar_panel(axes: Axes, timed: Sequence[tuple[Row, float]], limits: tuple[flo
         axes.barh(i, seconds - limits[0], left=limits[0], height=0.68, color=fill, linewidth=0)
         text = numbers.significant(seconds, 2)
         axes.annotate(text, (seconds, i), (3, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_yticks(range(len(timed)), [str(row["label"]) for row, _ in timed])
+    axes.set_yticks(range(len(timed)), [short_label(row) for row, _ in timed])
     for label, (row, _) in zip(axes.get_yticklabels(), timed, strict=True):
         label.set_fontweight("bold" if is_ours(row) else "normal")
     axes.invert_yaxis()
@@ -239,12 +219,13 @@ def _bar_panel(axes: Axes, timed: Sequence[tuple[Row, float]], limits: tuple[flo
 def draw_scale(results: Sequence[Result]) -> Figure:
     """Times against the number of vectors, of the widest codes measured; labels stand at the last panel."""
     figure, panels = _panels(len(results), len(_SCALED), 2.7)
+    marks = {}
     for result, row in zip(results, panels, strict=True):
         for (what, time), axes in zip(_SCALED, row, strict=True):
-            marks = _scale_panel(axes, result, time)
+            marks[row[-1]] = _scale_panel(axes, result, time)
             axes.set_title(what)
             axes.set_xlabel(f"vectors of {result.name}")
-        label_lines(row[-1], marks, right=True)
+    label_lines(figure, marks, right=True)
     return figure
 
 
@@ -274,7 +255,7 @@ def _scale_panel(axes: Axes, result: Result, time: Callable[[Row], float | None]
 
 
 def _at_width(row: Row) -> str:
-    return str(row["label"]) if row["bits"] is None else f"{row['label']}, {numbers.width(row['bits'])} bits"
+    return short_label(row) if row["bits"] is None else f"{short_label(row)}, {numbers.width(row['bits'])} bits"
 
 
 def _time_scale(axes: Axes) -> None:
@@ -288,14 +269,17 @@ def draw_distortion(results: Sequence[Result]) -> Figure:
     """Measured distortion and variance beside what theory gives and Shannon's bound."""
     figure, ((left, right),) = _panels(1, 2, 3.2)
     rows = [row for result in results for row in result.rows]
-    _bound_panel(left, rows, "mse", "mse_bound")
+    marks = {
+        left: _bound_panel(left, rows, "mse", "mse_bound"),
+        right: _bound_panel(right, rows, "product_variance", "product_bound"),
+    }
     left.set_title("squared error of unit vectors")
-    _bound_panel(right, rows, "product_variance", "product_bound")
     right.set_title("variance of inner products, times d")
+    label_lines(figure, marks, right=True)
     return figure
 
 
-def _bound_panel(axes: Axes, rows: Sequence[Row], measured: str, bound: str) -> None:
+def _bound_panel(axes: Axes, rows: Sequence[Row], measured: str, bound: str) -> list[Mark]:
     """Draw measurements as dots on the line that theory gives, and Shannon's bound below."""
     axes.set_yscale("log")
     rows = [row for row in rows if row[measured] is not None and row[bound] is not None]
@@ -307,11 +291,11 @@ def _bound_panel(axes: Axes, rows: Sequence[Row], measured: str, bound: str) -> 
         bits, style = [row["bits"] for row in chosen], look(chosen[0])
         axes.plot(bits, [row[bound] for row in chosen], color=style.color, linewidth=1.0, zorder=2)
         axes.plot(bits, [row[measured] for row in chosen], "o", color=style.color, markersize=5, zorder=3)
-        marks.append(Mark(str(chosen[0]["label"]), bits[-1], chosen[-1][measured], style))
+        marks.append(Mark(short_label(chosen[0]), bits[-1], chosen[-1][measured], style))
     axes.set_xticks([bits for bits, _ in shannon])
     _time_scale(axes)
     axes.set_xlabel("bits per coordinate")
-    label_lines(axes, marks, right=True)
+    return marks
 
 
 _SHANNON = Look(FAINT, "dotted", 1.4, 1.0)

@@ -83,7 +83,7 @@ def loss_statements(results: Sequence[Result]) -> list[Statements]:
             losses.ahead_in_recall(recall) or ["None of those measured."] * bool(recall),
         ),
         (
-            "Peers that index or search faster at the same bits, or without a width in bits, and how many times as fast:",
+            "Peers that index or search faster, at the same bits or without a width in bits, and how many times:",
             losses.ahead_in_speed(results) or ["None of those measured."],
         ),
     ]

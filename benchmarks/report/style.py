@@ -1,11 +1,13 @@
 """How plots look: colour tells the package, line style the family, and labels stand at the lines."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from tqindex.bench.report.results import CENTRED, OBLIVIOUS, Row, is_ours
 
@@ -27,6 +29,13 @@ _DASHES: dict[str, str | tuple[int, tuple[float, ...]]] = {
     "exact": (0, (8, 2)),
 }
 _LABEL_SIZE, _LABEL_POINTS = 8.2, 10.5
+#: Labels that would take too much of a plot's width, or say nothing without their brackets.
+_SHORT = {
+    "tqindex-prod": "tqindex prod",
+    "tqindex-prod-gaussian": "tqindex prod, Gaussian",
+    "faiss-pq-ip": "faiss PQ",
+    "faiss-pq-l2": "faiss PQ, L2",
+}
 _SETTINGS = {
     "svg.hashsalt": "tqindex",  # ids of equal plots are equal
     "svg.fonttype": "path",  # a viewer without the font still shows what was laid out
@@ -83,6 +92,11 @@ def look(row: Row) -> Look:
     return Look(_PEERS.get(row["peer"], _OTHER), dashes, 1.4, 2.0)
 
 
+def short_label(row: Row) -> str:
+    """Return the row's label without settings in brackets, which the tables have."""
+    return _SHORT.get(row["method"]) or re.sub(r" \(.*\)", "", row["label"])
+
+
 class Mark(NamedTuple):
     """A label of a line: its text, the point that it belongs to, and how that is drawn."""
 
@@ -92,15 +106,17 @@ class Mark(NamedTuple):
     look: Look
 
 
-def label_lines(axes: Axes, marks: Sequence[Mark], *, right: bool) -> None:
-    """Write labels in a column beside the axes, in the order of their points, with leaders to them.
+def label_lines(figure: Figure, marks: Mapping[Axes, Sequence[Mark]], *, right: bool) -> None:
+    """Write each axes' labels in a column beside it, in the order of their points, with leaders to them.
 
     Call it when limits and heights are final. The layout then makes room for the labels at the side.
     """
-    figure = axes.figure
     figure.draw_without_rendering()
-    step = _LABEL_POINTS * figure.dpi / 72
-    marks = sorted(marks, key=lambda mark: mark.y)
+    for axes, chosen in marks.items():
+        _label(axes, sorted(chosen, key=lambda mark: mark.y), _LABEL_POINTS * figure.dpi / 72, right)
+
+
+def _label(axes: Axes, marks: Sequence[Mark], step: float, right: bool) -> None:
     wanted = [float(axes.transData.transform((mark.x, mark.y))[1]) for mark in marks]
     box = axes.get_window_extent()
     for mark, pixel in zip(marks, spread_out(wanted, step, box.y0, box.y1), strict=True):

@@ -3,11 +3,17 @@
 import math
 import re
 from collections.abc import Callable, Iterable
+from statistics import fmean
 from typing import Any
 
 from tqindex.bench.report import numbers
-from tqindex.bench.report.results import Result, Row, best_pq, indexing_seconds, is_ours, mean, total_bytes
+from tqindex.bench.report.results import PQ, Result, Row, best_pq, indexing_seconds, is_ours, mean, total_bytes
 from tqindex.bench.report.table import Line, Table
+
+#: The widths of the paper's comparison, which plots and the README show.
+PAPER_WIDTHS = {2.0, 4.0}
+#: What they show of each width: ours, and one of each kind of peer. The tables have all.
+COMPARED = ("tqindex-mse", "tqindex-mse-centred", "tqindex-prod", *PQ, "faiss-sqtqmse", "faiss-rabitq", "turbovec")
 
 #: A header and how a row's cell is printed.
 Column = tuple[str, Callable[[Row], str]]
@@ -35,9 +41,10 @@ def recall_at(k: str) -> Column:
     return f"1@{k}", lambda row: numbers.recall(row["recall_1_at"].get(k))
 
 
+RATIO = _column("x tqindex", "ratio", numbers.ratio)
 INDEXING = (
     *(METHOD, BITS, BYTES, WITH_SHARED, TRAIN, ADD),
-    _column("x tqindex", "ratio", numbers.ratio),
+    RATIO,
     _column("one pass over the input, s", "read_once", numbers.significant),
     PASSES,
 )
@@ -115,6 +122,22 @@ def _by_bytes(row: Row) -> tuple[float, float, bool, str]:
     """Rows without a size come last, wider ones later, ours first among equals."""
     size = total_bytes(row)
     return math.inf if size is None else size, row["bits"] or math.inf, not is_ours(row), str(row["label"])
+
+
+def compared(result: Result, bits: float) -> list[Row]:
+    """Return the compared rows of a recall result and width, by bytes, the two product quantisers as one."""
+    rows = [row for method in COMPARED if (row := result.row(method, bits))]
+    quantisers = [row for row in rows if row["method"] in PQ]
+    others = [row for row in rows if row not in quantisers]
+    return sorted([*others, *([_better(quantisers)] if quantisers else [])], key=_by_bytes)
+
+
+def _better(rows: list[Row]) -> Row:
+    """Return a row that has, of every measure of recall, the best of these rows."""
+    ks = rows[0]["recall_1_at"]
+    ones = {k: max((row["recall_1_at"][k] for row in rows), key=fmean) for k in ks}
+    tens = max((row["recall_10"] for row in rows), key=fmean)
+    return rows[0] | {"label": "faiss PQ, the better at each k", "recall_1_at": ones, "recall_10": tens}
 
 
 def recall_columns(result: Result) -> tuple[Column, ...]:

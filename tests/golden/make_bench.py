@@ -14,16 +14,16 @@ KS = (1, 2, 4, 8, 16, 32, 64)
 #: Method, label, family, bytes per coordinate bit beyond d / 8, shared bytes, recall 1@1 at 2 and 4 bits, seconds to
 #: index, batch rate, milliseconds for one query.
 METHODS: tuple[tuple[str, str, str, int, float, tuple[float, float], float, float, float], ...] = (
-    ("tqindex-mse", "tqindex", "oblivious", 4, 0, (0.487, 0.829), 0.055, 11700, 0.61),
-    ("tqindex-mse-centred", "tqindex, centred", "centred", 8, 0.004, (0.535, 0.858), 0.060, 11300, 0.66),
-    ("tqindex-mse-paper", "tqindex, paper's scale", "oblivious", 4, 0, (0.384, 0.728), 0.055, 11700, 0.61),
-    ("tqindex-prod", "tqindex prod", "oblivious", 8, 0, (0.324, 0.710), 0.07, 9000, 0.8),
-    ("tqindex-prod-gaussian", "tqindex prod, Gaussian", "oblivious", 8, 0, (0.200, 0.555), 0.4, 8900, 0.8),
-    ("faiss-pq-ip", "faiss PQ, ip", "trained", 0, 1.0, (0.480, 0.835), 19.0, 900, 2.1),
-    ("faiss-pq-l2", "faiss PQ, l2", "trained", 0, 1.0, (0.470, 0.815), 18.5, 910, 2.0),
+    ("tqindex-mse", "tqindex mse", "oblivious", 4, 0, (0.487, 0.829), 0.055, 11700, 0.61),
+    ("tqindex-mse-centred", "tqindex mse, centred", "centred", 8, 0.004, (0.535, 0.858), 0.060, 11300, 0.66),
+    ("tqindex-mse-paper", "tqindex mse, paper's scale", "oblivious", 4, 0, (0.384, 0.728), 0.055, 11700, 0.61),
+    ("tqindex-prod", "tqindex prod, orthogonal sketch", "oblivious", 8, 0, (0.324, 0.710), 0.07, 9000, 0.8),
+    ("tqindex-prod-gaussian", "tqindex prod, Gaussian sketch", "oblivious", 8, 0, (0.200, 0.555), 0.4, 8900, 0.8),
+    ("faiss-pq-ip", "faiss PQ (inner product)", "trained", 0, 1.0, (0.480, 0.835), 19.0, 900, 2.1),
+    ("faiss-pq-l2", "faiss PQ (L2)", "trained", 0, 1.0, (0.470, 0.815), 18.5, 910, 2.0),
     ("faiss-pqfs", "faiss PQ fast-scan", "trained", 0, 0.1, (0.430, 0.76), 2.7, 5100, 0.28),
-    ("faiss-sqtqmse", "faiss TurboQuant", "oblivious", 0, 0.4, (0.400, 0.745), 0.9, 300, 6.0),
-    ("faiss-rabitq", "faiss RaBitQ", "centred", 8, 0.004, (0.440, 0.84), 1.2, 500, 3.2),
+    ("faiss-sqtqmse", "faiss TurboQuant mse (RR,SQtqmse)", "oblivious", 0, 0.4, (0.400, 0.745), 0.9, 300, 6.0),
+    ("faiss-rabitq", "faiss RR,RaBitQ", "centred", 8, 0.004, (0.440, 0.84), 1.2, 500, 3.2),
     ("turbovec", "turbovec", "oblivious", 4, 0.4, (0.486, 0.836), 0.16, 6500, 0.55),
 )
 WIDTHS = (2, 4)
@@ -63,7 +63,7 @@ def recall_rows(data: dict[str, Any], lift: float) -> list[dict[str, Any]]:
             at = {k: [min(1.0, value) for value in values] for k, values in at.items()}
             ten = [round(start + 0.05 * (1 - start) + s * 0.003, 4) for s in (-1, 0, 1)]
             rows.append(head(method, label, family, bits) | {
-                "bytes": math.ceil(data["dim"] * bits / 8) + extra, "shared_bytes": shared, "seeds": [0, 1, 2],
+                "bytes": math.ceil(data["dim"] * bits / 8) + extra, "shared_bytes": shared, "seeds": 3,
                 "recall_1_at": at, "recall_10": ten,
             })  # fmt: skip
     return rows
@@ -94,7 +94,7 @@ def search_rows(data: dict[str, Any], slower: float) -> list[dict[str, Any]]:
                 "recall_10": [first], "bytes": math.ceil(data["dim"] * bits / 8) + extra,
                 "lost": 0.0044 if method == "faiss-pqfs" else 0.0,
             })  # fmt: skip
-    hnsw = head("faiss-hnsw", "faiss HNSW", "other", None)
+    hnsw = head("faiss-hnsw", "faiss HNSW-flat (M 32, efSearch 64)", "other", None)
     rows.append(hnsw | {
         "batch": spread(21000 / slower), "single": spread(0.05 * slower), "batch_ratio": 1.79, "single_ratio": 0.08,
         "recall_10": [0.95], "bytes": data["dim"] * 4 + 256, "lost": None,
@@ -103,7 +103,7 @@ def search_rows(data: dict[str, Any], slower: float) -> list[dict[str, Any]]:
 
 
 def scale_rows() -> list[dict[str, Any]]:
-    row = head("tqindex-mse", "tqindex", "oblivious", 4)
+    row = head("tqindex-mse", "tqindex mse", "oblivious", 4)
     other = head("turbovec", "turbovec", "oblivious", 4)
     return [
         base | {"n": n, "batch": spread(1.1e9 / n / slow), "single": spread(0.05 + n * 9e-6 * slow),
@@ -113,7 +113,7 @@ def scale_rows() -> list[dict[str, Any]]:
 
 
 def thread_rows() -> list[dict[str, Any]]:
-    row = head("tqindex-mse", "tqindex", "oblivious", 4)
+    row = head("tqindex-mse", "tqindex mse", "oblivious", 4)
     return [
         row | {"threads": threads, "batch": spread(6200 * speedup), "add": spread(0.055 / speedup),
                "batch_speedup": speedup, "add_speedup": speedup}
@@ -124,13 +124,16 @@ def thread_rows() -> list[dict[str, Any]]:
 def distortion_rows() -> list[dict[str, Any]]:
     own = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497}
     rows = [
-        head("tqindex-mse", "tqindex", "oblivious", bits) | {
+        head("tqindex-mse", "tqindex mse", "oblivious", bits) | {
             "dim": dim, "mse": bound * (1 + 0.3 / dim), "mse_bound": bound, "shannon": 4.0**-bits,
             "product_variance": None, "product_bound": None,
         }
         for dim in (128, 1536) for bits, bound in own.items()
     ]  # fmt: skip
-    sketches = (("tqindex-prod", "tqindex prod", math.pi / 2 - 1), ("tqindex-prod-gaussian", "Gaussian", math.pi / 2))
+    sketches = (
+        ("tqindex-prod", "tqindex prod, orthogonal sketch", math.pi / 2 - 1),
+        ("tqindex-prod-gaussian", "tqindex prod, Gaussian sketch", math.pi / 2),
+    )
     for method, label, factor in sketches:
         rows += [
             head(method, label, "oblivious", bits) | {
@@ -146,7 +149,7 @@ def write(suite: str, data: dict[str, Any] | None, rows: list[dict[str, Any]]) -
     dataset = None if data is None else data | {"metric": "cosine", "source": "invented", "sha256": "0" * 64}
     content = {
         "format": 1, "suite": suite, "size": "test", "dataset": dataset, "environment": ENVIRONMENT,
-        "config": {"seeds": [0, 1, 2], "repeats": 5, "k": 10, "bits": list(WIDTHS)}, "rows": rows,
+        "config": {"seeds": 3, "repeats": 5, "k": 10, "bits": list(WIDTHS)}, "rows": rows,
         "absent": [{"peer": "rabitqlib", "reason": "no wheel for this platform", "command": "pip install rabitqlib"}],
         "not_measured": [{"dataset": "glove-200-angular",
                           "command": f"tqindex bench run {suite} --set glove-200-angular --size paper"}],
