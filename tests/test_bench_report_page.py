@@ -18,7 +18,7 @@ from tqindex.bench.report.html import render_html
 from tqindex.bench.report.plots import all_plots
 from tqindex.bench.report.results import Result, digest, load_results
 from tqindex.bench.report.sections import build_sections
-from tqindex.bench.report.style import spread_out
+from tqindex.bench.report.style import house_style, settle, spread_out
 
 SAMPLE = Path(__file__).parent / "golden" / "bench"
 OURS = (0x0B, 0x5C, 0xAD)  # the colour of our main rows
@@ -53,10 +53,22 @@ def test_every_plot_is_there_as_svg_and_png(report):
         assert (report / "plots" / f"{name}.svg").read_text().rstrip().endswith("</svg>")
 
 
-def test_equal_results_give_equal_files(report, tmp_path):
-    write_report(SAMPLE, tmp_path)
-    for path in sorted(report.rglob("*.*")):
-        assert (tmp_path / path.relative_to(report)).read_bytes() == path.read_bytes(), path.name
+def test_nothing_is_cut_off(results):
+    for plot in all_plots(results):
+        with house_style():
+            figure = plot.draw(plot.results)
+            settle(figure)
+            box = figure.get_tightbbox()
+        assert box.x0 > 0, plot.name
+        assert box.y0 > 0, plot.name
+        assert box.x1 < figure.get_figwidth(), plot.name
+        assert box.y1 < figure.get_figheight(), plot.name
+
+
+def test_equal_results_give_equal_files(report, results, tmp_path):
+    recall, *_, distortion = all_plots(results)  # dashes, markers, labels; formulas
+    for path in recall.save(tmp_path) + distortion.save(tmp_path):
+        assert (report / "plots" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_plots_name_the_results_that_they_show(report, results):

@@ -87,7 +87,9 @@ def ahead_in_recall(results: Iterable[Result]) -> list[str]:
 
 
 def _no_larger(result: Result, row: Row) -> list[Row]:
-    return [peer for peer in _peers(result) if peer["bytes"] is not None and peer["bytes"] <= row["bytes"]]
+    """Return the peers of no more bytes, to the nearest byte: headers make an index longer by less."""
+    sized = [peer for peer in _peers(result) if peer["bytes"] is not None]
+    return [peer for peer in sized if round(peer["bytes"]) <= round(row["bytes"])]
 
 
 def _size_and_recall(row: Row) -> str:

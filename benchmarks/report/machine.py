@@ -19,19 +19,19 @@ def machine_table(results: Sequence[Result]) -> Table:
     return Table("machine", "All files of the report", ("", "measured with"), tuple(lines), words=2)
 
 
-def _values(results: Sequence[Result], name: str) -> str:
-    return _distinct([result.environment.get(name) for result in results])
+def _values(results: Sequence[Result], name: str, between: str = "; ") -> str:
+    return _distinct([result.environment.get(name) for result in results], between)
 
 
-def _distinct(values: Sequence[Any]) -> str:
+def _distinct(values: Sequence[Any], between: str = "; ") -> str:
     texts = [", ".join(value) if isinstance(value, list) else str(value) for value in values if value is not None]
-    return "; ".join(sorted(set(texts))) or numbers.MISSING
+    return between.join(sorted(set(texts))) or numbers.MISSING
 
 
 def summary(results: Sequence[Result]) -> str:
     """Return one line on machine, cores, kernels, date and commit."""
-    cpu, cores, simd = (_values(results, name) for name in ("cpu", "cores", "simd"))
-    date, commit = (_values(results, name) for name in ("date", "commit"))
+    cpu, cores, simd = (_values(results, name, " or ") for name in ("cpu", "cores", "simd"))
+    date, commit = (_values(results, name, " and ") for name in ("date", "commit"))
     return f"{cpu}, {cores} cores, {simd} kernels; {date}, commit {commit}."
 
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 
 MISSING = "-"
+#: Seconds or milliseconds that a call takes which does nothing, such as training what needs none.
+_NOTHING = 1e-4
 
 
 def significant(value: float | None, digits: int = 3) -> str:
@@ -30,6 +32,8 @@ def timing(spread: dict[str, float] | None) -> str:
     """Return the median of repeated timings and their range."""
     if spread is None:
         return MISSING
+    if spread["high"] < _NOTHING:
+        return "0"
     low, high = significant(spread["low"]), significant(spread["high"])
     return f"{significant(spread['median'])} ({low}-{high})"
 
@@ -58,7 +62,7 @@ def size(count: float | None) -> str:
     """Return bytes per vector: whole numbers, or one decimal where bytes are few."""
     if count is None:
         return MISSING
-    return f"{count:,.0f}" if count >= 100 or count == round(count) else f"{count:.1f}"
+    return f"{count:,.0f}" if count >= 100 else f"{count:.1f}".removesuffix(".0")
 
 
 def megabytes(count: float | None) -> str:

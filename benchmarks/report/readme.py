@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from tqindex.bench.report import losses, tables
@@ -45,7 +46,8 @@ def fill_blocks(readme: str, results: Sequence[Result], plots: str) -> Filled:
 
 
 def _recall(results: Sequence[Result], plots: str) -> Iterable[str]:
-    yield f"Measured on {summary(results)}"
+    page = PurePosixPath(plots).parent / "README.md"
+    yield f"Measured on {summary(results)} [All methods, widths and k]({page})."
     for result in of_suite(results, "recall"):
         rows = [row for bits in result.widths() if bits in tables.PAPER_WIDTHS for row in tables.compared(result, bits)]
         columns = (*tables.recall_columns(result)[:6], *map(tables.recall_at, ("1", "4", "16")))
@@ -77,7 +79,7 @@ def _search(results: Sequence[Result], plots: str) -> Iterable[str]:
 def _growth(results: Sequence[Result], plots: str) -> Iterable[str]:
     for result in [*of_suite(results, "scale"), *of_suite(results, "threads")]:
         table = tables.result_table(result)
-        yield f"{result.title}:"
+        yield f"{table.caption}:"
         yield table.markdown()
     if of_suite(results, "scale"):
         yield _figure(results, plots, "scale")
@@ -93,8 +95,8 @@ def _main(result: Result, methods: Sequence[str]) -> list[Row]:
 
 
 def _table(result: Result, columns: Sequence[tables.Column], rows: Iterable[Row]) -> Iterable[str]:
-    yield f"{result.title}:"
-    yield tables.table("", result.title, columns, rows).markdown()
+    yield f"{tables.caption(result)}:"
+    yield tables.table("", "", columns, rows).markdown()
 
 
 def _figure(results: Sequence[Result], plots: str, name: str) -> str:

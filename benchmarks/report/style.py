@@ -8,6 +8,7 @@ from typing import NamedTuple
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import offset_copy
 
 from tqindex.bench.report.results import CENTRED, OBLIVIOUS, Row, is_ours
 
@@ -28,7 +29,8 @@ _DASHES: dict[str, str | tuple[int, tuple[float, ...]]] = {
     "other": (0, (5, 1.5, 1.2, 1.5)),
     "exact": (0, (8, 2)),
 }
-_LABEL_SIZE, _LABEL_POINTS = 8.2, 10.5
+#: Of labels at lines, in points: size, distance from one to the next, and from the axes.
+_LABEL_SIZE, _LABEL_POINTS, _GAP = 8.2, 10.5, 8.0
 #: Labels that would take too much of a plot's width, or say nothing without their brackets.
 _SHORT = {
     "tqindex-prod": "tqindex prod",
@@ -116,15 +118,24 @@ def label_lines(figure: Figure, marks: Mapping[Axes, Sequence[Mark]], *, right: 
         _label(axes, sorted(chosen, key=lambda mark: mark.y), _LABEL_POINTS * figure.dpi / 72, right)
 
 
+def settle(figure: Figure) -> None:
+    """Lay a figure out and keep that: labels that overhang need a second pass, drawing to files none."""
+    for _ in range(2):
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
 def _label(axes: Axes, marks: Sequence[Mark], step: float, right: bool) -> None:
     wanted = [float(axes.transData.transform((mark.x, mark.y))[1]) for mark in marks]
     box = axes.get_window_extent()
+    # Points, not a part of the axes' width, which the layout is about to change.
+    beside = offset_copy(axes.transAxes, axes.get_figure(), x=_GAP if right else -_GAP, units="points")
     for mark, pixel in zip(marks, spread_out(wanted, step, box.y0, box.y1), strict=True):
         axes.annotate(
             mark.text,
             (mark.x, mark.y),
-            (1.03 if right else -0.03, (pixel - box.y0) / box.height),
-            textcoords="axes fraction",
+            (1.0 if right else 0.0, (pixel - box.y0) / box.height),
+            textcoords=beside,
             ha="left" if right else "right",
             va="center",
             fontsize=_LABEL_SIZE,

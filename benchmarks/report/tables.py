@@ -104,7 +104,14 @@ _COLUMNS = {
 def result_table(result: Result) -> Table:
     """Return all of a result: recall@10, 1@k and sizes, or whatever the suite measures."""
     columns = recall_columns(result) if result.suite == "recall" else _COLUMNS[result.suite]
-    return table(slug(result), result.title, columns, ordered(result))
+    return table(slug(result), caption(result), columns, ordered(result))
+
+
+def caption(result: Result) -> str:
+    """Return the data set and, where times are measured, on how many cores."""
+    cores = result.environment["cores"]
+    timed = result.suite in ("indexing", "search", "scale")
+    return result.title + (f"; {cores} core{'s' if cores > 1 else ''}" if timed else "")
 
 
 def ordered(result: Result) -> list[Row]:
