@@ -96,7 +96,7 @@ def _recall_panel(axes: Axes, result: Result, bits: float) -> list[Mark]:
     axes.set_xscale("log", base=2)
     for row in compared(result, bits):
         values = [mean(row["recall_1_at"][k]) or 0.0 for k in ks]
-        _line(axes, [int(k) for k in ks], values, look(row))
+        _line(axes, [(int(k), value) for k, value in zip(ks, values, strict=True)], look(row))
         marks.append(Mark(short_label(row), int(ks[0]), values[0], look(row)))
     axes.set_xticks([int(k) for k in ks], ks)
     axes.xaxis.set_minor_locator(NullLocator())
@@ -117,10 +117,9 @@ def _recall_scale(axes: Axes) -> None:
     axes.grid(axis="y")
 
 
-def _line(axes: Axes, x: Sequence[float], y: Sequence[float], style: Look) -> None:
+def _line(axes: Axes, points: Sequence[tuple[float, float]], style: Look) -> None:
     axes.plot(
-        x,
-        y,
+        *zip(*points, strict=True),
         color=style.color,
         linestyle=style.dashes,
         linewidth=style.width,
@@ -149,7 +148,7 @@ def _bytes_panel(axes: Axes, result: Result) -> list[Mark]:
     for text, rows in lines.items():
         points = sorted((size, mean(row["recall_10"]) or 0.0) for row in rows if (size := total_bytes(row)) is not None)
         if points:
-            _line(axes, *zip(*points, strict=True), look(rows[0]))
+            _line(axes, points, look(rows[0]))
             marks.append(Mark(text, *points[-1], look(rows[0])))
     sizes = sorted({round(row["bytes"]) for row in result.rows if row["method"] == OBLIVIOUS})
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
@@ -250,7 +249,7 @@ def _scale_panel(axes: Axes, result: Result, time: Callable[[Row], float | None]
         rows = [row for row in result.rows if row["method"] == method and row["bits"] in (widest, None)]
         points = sorted((row["n"], t) for row in rows if (t := time(row)) is not None)
         if points:
-            _line(axes, *zip(*points, strict=True), look(rows[0]))
+            _line(axes, points, look(rows[0]))
             marks.append(Mark(_at_width(rows[0]), *points[-1], look(rows[0])))
     sizes = sorted({row["n"] for row in result.rows})
     axes.set_xticks(sizes, [EngFormatter(sep="")(size) for size in sizes])

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ _SHORT = {
     "faiss-pq-ip": "faiss PQ",
     "faiss-pq-l2": "faiss PQ, L2",
 }
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "tqindex",  # ids of equal plots are equal
     "svg.fonttype": "path",  # a viewer without the font still shows what was laid out
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -115,7 +115,7 @@ def label_lines(figure: Figure, marks: Mapping[Axes, Sequence[Mark]], *, right: 
     """
     figure.draw_without_rendering()
     for axes, chosen in marks.items():
-        _label(axes, sorted(chosen, key=lambda mark: mark.y), _LABEL_POINTS * figure.dpi / 72, right)
+        _label(figure, axes, sorted(chosen, key=lambda mark: mark.y), _LABEL_POINTS * figure.dpi / 72, right)
 
 
 def settle(figure: Figure) -> None:
@@ -125,11 +125,11 @@ def settle(figure: Figure) -> None:
     figure.set_layout_engine("none")
 
 
-def _label(axes: Axes, marks: Sequence[Mark], step: float, right: bool) -> None:
+def _label(figure: Figure, axes: Axes, marks: Sequence[Mark], step: float, right: bool) -> None:
     wanted = [float(axes.transData.transform((mark.x, mark.y))[1]) for mark in marks]
     box = axes.get_window_extent()
     # Points, not a part of the axes' width, which the layout is about to change.
-    beside = offset_copy(axes.transAxes, axes.get_figure(), x=_GAP if right else -_GAP, units="points")
+    beside = offset_copy(axes.transAxes, figure, x=_GAP if right else -_GAP, units="points")
     for mark, pixel in zip(marks, spread_out(wanted, step, box.y0, box.y1), strict=True):
         axes.annotate(
             mark.text,
