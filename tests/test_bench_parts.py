@@ -70,7 +70,7 @@ def test_another_config_is_measured_again(
     monkeypatch.setattr(planning, "load_config", lambda suite, size: replace(config, **change))
     plan = plan_of(finished)
     pending = {method.key for fingerprint in plan.pending for method in plan.groups[fingerprint].methods}
-    bounded = {"faiss-pq-l2"} if "seeds" in change else set()  # it has one seed before and after
+    bounded = {"faiss-pqfs"} if "seeds" in change else set()  # it has one seed before and after
     assert pending == set(config.methods) - bounded
 
 
@@ -104,7 +104,7 @@ def test_what_a_method_cannot_do_is_listed(tmp_path: Path, write_ann: Callable[.
     task = Task("recall", "test", None, str(euclidean), None, str(tmp_path))
     reasons = {each["method"]: each["reason"] for each in Plan(task, task.source()).absent}
     assert reasons["turbovec"] == "takes inner products only"
-    assert reasons["faiss-pq-l2"] == "takes vectors of length 1 only"
+    assert reasons["rabitqlib"] == "takes vectors of at least 64 dimensions"
 
 
 class Failing(Peer):
@@ -153,23 +153,25 @@ def rows(n: int = 600, dim: int = 16, seed: int = 0) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("key", [key for key in METHODS if "pq-" not in key and key != "faiss-ivfpq"])
+@pytest.mark.parametrize("key", METHODS)
 def test_every_method_finds_vectors_again(key: str) -> None:
     method = METHODS[key]
     pytest.importorskip({"faiss": "faiss", "turbovec": "turbovec"}.get(method.peer, "numpy"))
     if method.peer == "rabitqlib":
         pytest.importorskip("rabitqlib")
-    base = rows(dim=64)
-    setup = Setup(64, len(base), 4 if 4 in method.widths else None, "ip", True, 1)
+    # Codebooks of 8 bits take a fifth of a second each to train.
+    dim, bits = (16, 2) if {2, 4} == set(method.widths) else (64, 4 if 4 in method.widths else None)
+    base = rows(dim=dim)
+    setup = Setup(dim, len(base), bits, "ip", True, 1)
     peer = method.make(setup)
     sizes = build(peer, base).sizes
     queries = peer.prepare(base[:50])
     found = peer.search(queries, 10)
     assert found.shape == (50, 10)
-    assert (found[:, 0] == np.arange(50)).mean() > 0.7
+    assert (found == np.arange(50)[:, np.newaxis]).any(axis=1).mean() > 0.9
     exact = peer.full_scan(queries, 10)
     assert (exact is None) == (key == "faiss-hnsw")
-    assert sizes["bytes"] >= (setup.bits or 32) * 64 / 8
+    assert sizes["bytes"] >= (bits or 32) * dim / 8
 
 
 # -- configurations

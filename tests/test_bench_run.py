@@ -77,7 +77,7 @@ def test_recall(by_suite: dict[str, dict[str, Any]]) -> None:
     mean = {key: np.mean(row["recall_10"]) for key, row in rows.items()}
     assert mean["tqindex-mse-centred"] > mean["tqindex-mse"] > mean["tqindex-mse-paper"] > mean["tqindex-prod"]
     assert mean["tqindex-prod"] > mean["tqindex-prod-gaussian"] + 0.1
-    assert rows["faiss-pq-l2"]["bytes"] == 25
+    assert rows["faiss-pqfs"]["bytes"] == pytest.approx(25, abs=0.1)  # its last block of 32 is not full
     assert rows["tqindex-mse"]["bytes"] == 30
 
 
