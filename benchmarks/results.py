@@ -1,5 +1,6 @@
 """Result files: one for each suite, data set and size, written anew after every group of rows."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ class ResultFile:
         except OSError as error:
             raise StorageError(f"{self.path}: cannot be written: {error.strerror}") from error
         finally:
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def rows(n: int = 600, dim: int = 16, seed: int = 0) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("key", METHODS)
+@pytest.mark.parametrize("key", sorted(set(METHODS) - {"faiss-ivfpq"}))  # which takes ten seconds to train
 def test_every_method_finds_vectors_again(key: str) -> None:
     method = METHODS[key]
     pytest.importorskip({"faiss": "faiss", "turbovec": "turbovec"}.get(method.peer, "numpy"))
