@@ -9,7 +9,7 @@ export PYTHONSAFEPATH := 1
 # BLAS threads that wait would take the cores from our own.
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: demo test lint typecheck wheel nightly accuracy clean
+.PHONY: demo test lint typecheck browser wheel nightly accuracy bench bench-report clean
 
 $(VENV)/base: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,12 +25,20 @@ demo: $(VENV)/base
 	$(BIN)/tqindex build $(SAMPLE) --output $(DEMO) --force
 	$(BIN)/tqindex search $(DEMO) $(SAMPLE) -k 10 --output build/demo-hits.h5 --force
 
-test: lint typecheck
+test: lint typecheck browser
 	$(BIN)/python -m pytest -m 'not nightly'
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The page of results is opened in a real browser by a test, which says so and is skipped where there is none.
+browser:
+	@if [ ! -x /usr/bin/chromium ] && [ "$$(id -u)" = 0 ] && grep -qs '^ID=debian' /etc/os-release; then \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -qq --no-install-recommends chromium; } >/dev/null 2>&1 \
+		|| echo 'chromium cannot be installed: its test is skipped'; \
+	fi
 
 # The wheel in an environment of its own, away from the clone: what a user gets.
 wheel: $(VENV)/dev
@@ -49,9 +57,17 @@ typecheck: wheel
 nightly: $(VENV)/dev
 	$(BIN)/python -m pytest -m 'nightly or not nightly'
 
-# The README's accuracy table. FILE: an ann-benchmarks file.
+# Recall of every codec, and of the packages that are installed, on any FILE of vectors.
 accuracy: $(VENV)/base
-	$(BIN)/python -m tqindex.bench.accuracy $(FILE)
+	$(BIN)/tqindex bench run recall --file $(FILE)
+
+# All suites, base size: 40 minutes on two cores; goes on where it stopped.
+bench: $(VENV)/dev
+	$(BIN)/tqindex bench run
+
+# The page and plots of the committed results, and the README's blocks.
+bench-report: $(VENV)/dev
+	$(BIN)/python -m tqindex.bench.report.command --output benchmarks/results --readme README.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

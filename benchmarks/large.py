@@ -14,7 +14,7 @@ import click
 import numpy as np
 
 import tqindex as tq
-from tqindex.bench.speed import Float32Array, noisy_rows
+from tqindex.bench.sets import Float32Array, noisy_rows
 from tqindex.readers import open_vectors
 
 _K = 10

@@ -47,7 +47,7 @@ def test_commands(folder: Path) -> None:
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    named = set(re.findall(r"make (\w+)", README))
+    named = set(re.findall(r"make ([\w-]+)", README))
     assert named >= {"demo", "test"}
     for target in named:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target

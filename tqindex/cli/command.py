@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from tqindex.bench.command import bench
 from tqindex.checks import MAX_DIM, check_choice, check_integer
 from tqindex.cli import INTERRUPTED, output
 from tqindex.cli.build import build_index
@@ -70,6 +71,8 @@ def _naming(file: VectorFile) -> Iterator[None]:
 def cli() -> None:
     """Build and search vector indexes that need no training."""
 
+
+cli.add_command(bench)
 
 _threads = click.option("--threads", type=int, help="Threads to use; default: every CPU that the process may use.")
 _force = click.option("--force", is_flag=True, help="Replace an output that exists.")

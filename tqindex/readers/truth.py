@@ -13,7 +13,7 @@ Float64Array = npt.NDArray[np.float64]
 
 _BLOCK_ROWS = 4096
 #: Vectors and distances in a file are float32: a score or distance this close to the k-th, relatively, ties with it.
-_TIE = 1e-6
+TIE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _share_found(ids: Int64Array, wanted: Int64Array) -> float:
 def _by_distances(neighbors: Int64Array, distances: npt.NDArray[Any], ids: Int64Array, k: int) -> float:
     """Count the first k neighbours, and the listed ones after them that are as far away as the k-th."""
     last = distances[:, k - 1 : k].astype(np.float64)
-    counted = np.abs(distances - last) <= np.abs(last) * _TIE
+    counted = np.abs(distances - last) <= np.abs(last) * TIE
     counted[:, :k] = True
     return _share_found(ids, np.where(counted, neighbors, -2))  # -1 is a missing result
 
@@ -97,14 +97,15 @@ def _by_scores(queries: VectorFile, base: VectorFile, neighbors: Int64Array, ids
     for start in range(0, len(base), _BLOCK_ROWS):
         rows = base[start : start + _BLOCK_ROWS].astype(np.float64)
         q, place = np.nonzero((wanted >= start) & (wanted < start + len(rows)))
-        scores[q, place] = _true_scores(query_rows[q], rows[wanted[q, place] - start], metric)
+        scores[q, place] = true_scores(query_rows[q], rows[wanted[q, place] - start], metric)
     found, exact = scores[:, : ids.shape[1]], scores[:, ids.shape[1] :]
     # The k-th best of the listed neighbours; listed in another order, the worst of them is still it.
     worst = exact.min(axis=1, keepdims=True)
-    return float((found >= worst - np.abs(worst) * _TIE).mean())
+    return float((found >= worst - np.abs(worst) * TIE).mean())
 
 
-def _true_scores(queries: Float64Array, rows: Float64Array, metric: str) -> Float64Array:
+def true_scores(queries: Float64Array, rows: Float64Array, metric: str) -> Float64Array:
+    """Score pairs of rows, larger is better, in the same arithmetic wherever they stand, so that equal vectors tie."""
     if metric == "l2":
         return np.asarray(-((queries - rows) ** 2).sum(axis=1))
     products = (queries * rows).sum(axis=1)
