@@ -102,7 +102,7 @@ def test_an_absent_peer_is_listed_and_left_out(tmp_path: Path, monkeypatch: pyte
 def test_what_a_method_cannot_do_is_listed(tmp_path: Path, write_ann: Callable[..., Path]) -> None:
     euclidean = write_ann(tmp_path / "l2.h5", distance="euclidean")
     task = Task("recall", "test", None, str(euclidean), None, str(tmp_path))
-    reasons = {each["method"]: each["reason"] for each in Plan(task, task.source()).absent}
+    reasons = {each.get("method"): each["reason"] for each in Plan(task, task.source()).absent}
     assert reasons["turbovec"] == "takes inner products only"
 
 
