@@ -41,14 +41,16 @@ def main(openai: Path, n: int, bits: int, nq: int) -> None:
     }
     theirs = turbovec.TurboQuantIndex(rows.shape[1], bits)
     seconds = _fill([*ours.values(), theirs], rows, n)
-    searches: dict[str, Callable[[Float32Array], Any]] = {
-        name: lambda query, index=index: index.search(query, _K, threads=1).ids for name, index in ours.items()
-    }
+    searches = {name: _search_of(index) for name, index in ours.items()}
     searches["turbovec"] = lambda query: theirs.search(query, _K)[1]
     exact = {name: index.search(queries, _K, exact_scan=True).ids for name, index in ours.items()}
     exact["turbovec"] = theirs.search(queries, 1000)[1][:, :_K]
     print("| package | add, vectors/s | single, ms | ratio | GB of codes | lost |\n|---|---|---|---|---|---|")
     _print_singles(searches, queries, exact, [n / s for s in seconds], ours["tqindex"].info()["code_bytes"])
+
+
+def _search_of(index: tq.Index) -> Callable[[Float32Array], Any]:
+    return lambda query: index.search(query, _K, threads=1).ids
 
 
 def _fill(indexes: list[Any], rows: Float32Array, n: int) -> list[float]:
