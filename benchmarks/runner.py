@@ -59,3 +59,7 @@ def _run_child(task: Task, pinned: bool) -> int:
     except KeyboardInterrupt:
         child.wait()  # Ctrl-C reaches it too
         return INTERRUPTED
+    finally:
+        if child.poll() is None:  # a request to end reaches this process alone
+            child.terminate()
+            child.wait()

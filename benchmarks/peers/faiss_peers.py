@@ -101,7 +101,7 @@ def _metric(faiss: Any, setup: Setup) -> Any:
 
 
 def _best_metric(faiss: Any, setup: Setup) -> Any:
-    """Product quantisers find more by distance than by inner product where the two agree, on unit vectors."""
+    """Embeddings are found by distance more often than by inner product where the two agree, on unit vectors."""
     return faiss.METRIC_L2 if setup.unit else _metric(faiss, setup)
 
 
@@ -119,10 +119,18 @@ def _pq_l2(faiss: Any, setup: Setup) -> Any:
     return _pq(faiss, setup, faiss.METRIC_L2)
 
 
-def _pq_fast_scan(faiss: Any, setup: Setup) -> Any:
-    index = faiss.IndexPQFastScan(setup.dim, setup.dim * setup.width // 4, 4, _best_metric(faiss, setup))
+def _pqfs(faiss: Any, setup: Setup, metric: Any) -> Any:
+    index = faiss.IndexPQFastScan(setup.dim, setup.dim * setup.width // 4, 4, metric)
     index.pq.cp.seed = 1234 + setup.seed
     return index
+
+
+def _pqfs_ip(faiss: Any, setup: Setup) -> Any:
+    return _pqfs(faiss, setup, faiss.METRIC_INNER_PRODUCT)
+
+
+def _pqfs_best(faiss: Any, setup: Setup) -> Any:
+    return _pqfs(faiss, setup, _best_metric(faiss, setup))
 
 
 def _rotated(description: str) -> Callable[[Any, Setup], Any]:
@@ -172,7 +180,8 @@ _PQ_WIDTHS = (2, 4)
 METHODS = (
     _method("pq-ip", "PQ (inner product)", "trained", _pq_ip, _PQ_WIDTHS, Quantiser, divides=8, only="ip"),
     _method("pq-l2", "PQ (L2)", "trained", _pq_l2, _PQ_WIDTHS, Quantiser, divides=8, only="unit"),
-    _method("pqfs", "PQ fast-scan", "trained", _pq_fast_scan, _PQ_WIDTHS, divides=4),
+    _method("pqfs", "PQ fast-scan", "trained", _pqfs_best, _PQ_WIDTHS, divides=4),
+    _method("pqfs-ip", "PQ fast-scan (inner product)", "trained", _pqfs_ip, _PQ_WIDTHS, divides=4, only="ip"),
     _method("sqtq", "TurboQuant prod (RR,SQtq)", "oblivious", _rotated("SQtq"), (2, 3, 4), only="unit"),
     _method("sqtqmse", "TurboQuant mse (RR,SQtqmse)", "oblivious", _rotated("SQtqmse"), (1, 2, 3, 4, 8), only="unit"),
     _method("eden", "RR,EDEN", "oblivious", _rotated("EDEN"), (1, 2, 3, 4, 8)),

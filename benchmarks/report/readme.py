@@ -13,7 +13,7 @@ from tqindex.errors import FileFormatError
 
 _BLOCK = re.compile(r"(<!-- bench: ([\w-]+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
 #: Beyond what is compared in recall: the quickest of faiss.
-_FAST = ("faiss-pqfs", "faiss-hnsw", "faiss-ivfpq")
+_FAST = ("faiss-pqfs", "faiss-pqfs-ip", "faiss-hnsw", "faiss-ivfpq")
 
 
 class Filled(NamedTuple):
