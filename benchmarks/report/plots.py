@@ -26,6 +26,8 @@ from tqindex.bench.report.tables import COMPARED, PAPER_WIDTHS, compared, measur
 
 _PIXELS_PER_INCH = 200
 #: Inches at the sides, more than text is wider in one kind of file than in the other.
+#: Letters of a data set's name that leave room for the width beside it.
+_LONGEST_TITLE = 22
 _PAD = 0.08
 #: Opacity of peers' bars, which cover more than their lines do.
 _MUTED = 0.55
@@ -70,6 +72,12 @@ def _panels(rows: int, columns: int, height: float) -> tuple[Figure, list[list[A
     return figure, figure.subplots(rows, columns, squeeze=False).tolist()
 
 
+def _panel_title(result: Result, bits: float | None) -> str:
+    """Name the data set and the width, in two lines where one would be cut."""
+    apart = ", " if len(result.name) <= _LONGEST_TITLE else "\n"
+    return f"{result.name}{apart}{numbers.width(bits)} bits"
+
+
 def _drawn_widths(results: Sequence[Result]) -> list[float]:
     """Return the paper's widths, or all where neither was measured."""
     measured = {bits for result in results for bits in result.widths()}
@@ -105,7 +113,7 @@ def _recall_panel(axes: Axes, result: Result, bits: float) -> list[Mark]:
     axes.spines["left"].set_visible(False)
     _recall_scale(axes)
     axes.yaxis.set_label_position("right")
-    axes.set_title(f"{result.name}, {numbers.width(bits)} bits")
+    axes.set_title(_panel_title(result, bits))
     axes.set_xlabel("k")
     axes.set_ylabel("recall 1@k")
     return marks
@@ -189,7 +197,7 @@ def _bars(results: Sequence[Result], what: str, time: Callable[[Row], float | No
         times = [seconds for bars in row for _, seconds in bars]
         for bits, bars, axes in zip(widths, row, row_panels, strict=True):
             _bar_panel(axes, bars, (min(times) / 3, max(times) * 5))
-            axes.set_title(f"{result.name}, {numbers.width(bits)} bits")
+            axes.set_title(_panel_title(result, bits))
             axes.set_xlabel(what)
     return figure
 

@@ -92,7 +92,7 @@ def loss_statements(results: Sequence[Result]) -> list[Statements]:
 
 def _gaps(results: Sequence[Result]) -> list[Table]:
     """Return the peers that were absent and the data sets not at hand, with the commands that would change that."""
-    peers = _distinct((entry["peer"], entry["reason"], entry["command"]) for r in results for entry in r.absent)
+    peers = _distinct((entry["peer"], entry["reason"], entry["command"] or "-") for r in results for entry in r.absent)
     sets = _distinct((entry["dataset"], entry["command"]) for r in results for entry in r.not_measured)
     tables = (
         Table("absent", "Peers that were absent", ("peer", "reason", "command"), peers, words=3),
