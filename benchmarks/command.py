@@ -26,6 +26,12 @@ class _Group(click.Group):
             return found
         return super().get_command(ctx, name)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            raise click.ClickException(f"this needs the package {error.name}: pip install 'tqindex[bench]'") from error
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
             args = ["run", "--file", *args]

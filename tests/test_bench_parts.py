@@ -1,5 +1,6 @@
 """Parts of the benchmark runner: what is measured again, absent peers, ties, held-out queries, losses and ratios."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from tqindex.bench import child
 from tqindex.bench import plan as planning
+from tqindex.bench.command import bench
 from tqindex.bench.config import SIZES, SUITES, Config, load_config, make_config, set_tables
 from tqindex.bench.exact import exact_neighbors, write_ann_hdf5
 from tqindex.bench.peers import METHODS, Method, Peer, Setup, find_methods
@@ -323,3 +326,10 @@ def test_losses_and_the_wider_search() -> None:
 
 def test_no_wider_search_where_nothing_is_lost() -> None:
     assert [row["method"] for row in searched(needs=10)] == ["tqindex-mse", "turbovec"]
+
+
+def test_a_missing_package_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqindex.bench.runner", None)
+    result = CliRunner().invoke(bench, ["run", "recall"])
+    assert result.exit_code == 1
+    assert result.output == "Error: this needs the package tqindex.bench.runner: pip install 'tqindex[bench]'\n"
