@@ -12,7 +12,6 @@ from click.testing import CliRunner
 
 from tqindex.bench import child
 from tqindex.bench import plan as planning
-from tqindex.bench.command import bench
 from tqindex.bench.config import SIZES, SUITES, Config, load_config, make_config, set_tables
 from tqindex.bench.exact import exact_neighbors, write_ann_hdf5
 from tqindex.bench.peers import METHODS, Method, Peer, Setup, find_methods
@@ -23,6 +22,7 @@ from tqindex.bench.suites.base import Group, Job, build
 from tqindex.bench.suites.search import Search
 from tqindex.bench.timing import ratio, spread
 from tqindex.bench.truth import Truth, find_truth
+from tqindex.cli.command import cli
 from tqindex.errors import ArgumentError
 
 SAMPLE = Path(__file__).parent.parent / "datasets" / "glove-100-10k.h5"
@@ -330,6 +330,6 @@ def test_no_wider_search_where_nothing_is_lost() -> None:
 
 def test_a_missing_package_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tqindex.bench.runner", None)
-    result = CliRunner().invoke(bench, ["run", "recall"])
+    result = CliRunner().invoke(cli, ["bench", "run", "recall"])
     assert result.exit_code == 1
     assert result.output == "Error: this needs the package tqindex.bench.runner: pip install 'tqindex[bench]'\n"
