@@ -51,3 +51,7 @@ class FormatVersionError(CorruptIndexError):
 
 class MissingPackageError(TQIndexError, ImportError):
     """A package that only an extra of tqindex brings is not installed."""
+
+
+class DeviceError(TQIndexError, RuntimeError):
+    """A GPU that was asked for cannot be used, or failed: no CuPy, no driver, no such device, out of memory."""
