@@ -51,3 +51,7 @@ class FormatVersionError(CorruptIndexError):
 
 class MissingPackageError(TQIndexError, ImportError):
     """A package that only an extra of tqindex brings is not installed."""
+
+
+class DeviceError(TQIndexError, RuntimeError):
+    """A GPU cannot be used: none, no driver, out of memory, or a kernel that it refuses."""
