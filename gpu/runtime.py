@@ -63,3 +63,9 @@ class Runtime(Protocol):
 
     def free_bytes(self) -> int:
         """Return the memory that arrays may still take on the device."""
+
+    def guard(self) -> AbstractContextManager[None]:
+        """Return a context that turns errors of the device, out of memory for one, into `tqindex.errors.DeviceError`.
+
+        Entered once around each public operation.
+        """

@@ -43,7 +43,10 @@ class HostKernel:
             raise ArgumentError(f"{self._name}: shared_mem must be 0 (arrays are sized by defines), got {shared_mem}")
         if len(args) != len(self._types):
             raise ArgumentError(f"{self._name}: takes {len(self._types)} arguments, got {len(args)}")
-        buffers = [self._buffer(place, wanted, given) for place, (wanted, given) in enumerate(zip(self._types, args))]
+        buffers = [
+            self._buffer(place, wanted, given)
+            for place, (wanted, given) in enumerate(zip(self._types, args, strict=True))
+        ]
         pointers = (ctypes.c_void_p * len(args))(*(ctypes.addressof(buffer) for buffer in buffers))
         with _lock:
             error = self._launch(_dim3(grid), _dim3(block), pointers, self._order, self._seed)
