@@ -1,0 +1,47 @@
+"""Source text of the kernels, and the options they are compiled with; nothing here touches a device.
+
+A `.cu` file may hold the line `#include "common.cuh"` and no other include: NVRTC gets one text.
+"""
+
+import functools
+import re
+from pathlib import Path
+
+from tqindex.errors import ArgumentError
+from tqindex.gpu.runtime import Kernel
+
+_HERE = Path(__file__).parent
+_INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
+_KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(')
+#: Codes and scores are defined without contraction to fused multiply-adds (DESIGN, section 2: arithmetic).
+OPTIONS = ("-std=c++17", "--fmad=false")
+
+
+@functools.cache
+def read_source(name: str) -> str:
+    """Return the text of a source file, its headers put in; messages of compilers keep naming the right lines.
+
+    Raises
+    ------
+    ArgumentError
+        The source does not exist.
+    """
+    path = _HERE / name
+    if not path.is_file():
+        raise ArgumentError(f"source must be a file in {_HERE}, got {name!r}")
+    text = path.read_text()
+    for found in reversed(list(_INCLUDE.finditer(text))):
+        following = text.count("\n", 0, found.start()) + 2
+        header = f'#line 1 "{found[1]}"\n{(_HERE / found[1]).read_text()}\n#line {following} "{name}"'
+        text = text[: found.start()] + header + text[found.end() :]
+    return f'#line 1 "{name}"\n{text}'
+
+
+def kernel_names(source: str) -> list[str]:
+    """Return the names of the kernels in a source text."""
+    return _KERNEL.findall(source)
+
+
+def define_options(kernel: Kernel) -> tuple[str, ...]:
+    """Return the options of a specialisation, alike for NVRTC and g++."""
+    return tuple(f"-D{name}={value}" for name, value in kernel.defines)
