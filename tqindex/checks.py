@@ -65,18 +65,21 @@ def as_rows(vectors: Any, dim: int, name: str = "vectors", first_row: int = 0, f
         Wrong dtype, wrong width, NaN or inf (float64 that overflows float32 included).
     """
     rows = as_array(vectors, name)
-    if rows.dtype.kind != "f" or rows.dtype.itemsize > 8:
-        raise VectorError(f"{name} must be float16, float32 or float64, got {rows.dtype}")
-    shape = rows.shape
-    if rows.ndim == 1:
-        rows = rows[np.newaxis]
-    if rows.ndim != 2 or rows.shape[1] != dim:
-        raise VectorError(f"{name} must have {dim} columns (n, {dim}), got shape {shape}")
+    rows = check_rows(rows, dim, name)
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(rows, dtype=np.float32)
     if finite:
         check_finite(rows, name, first_row)
     return rows
+
+
+def check_rows(rows: Any, dim: int, name: str) -> Any:
+    """Return an array of any module as one of two dimensions if it is float16/32/64 of shape (n, dim) or (dim,)."""
+    if rows.dtype.kind != "f" or rows.dtype.itemsize > 8:
+        raise VectorError(f"{name} must be float16, float32 or float64, got {rows.dtype}")
+    if rows.ndim not in (1, 2) or rows.shape[-1] != dim:
+        raise VectorError(f"{name} must have {dim} columns (n, {dim}), got shape {rows.shape}")
+    return rows.reshape(-1, dim)
 
 
 def check_finite(rows: npt.NDArray[Any], name: str, first_row: int = 0) -> None:

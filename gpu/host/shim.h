@@ -68,7 +68,7 @@ constexpr int warpSize = 32;
 #define __syncthreads_count(predicate) shim_barrier(shim::COUNT, !!(predicate), __FILE__, __LINE__)
 #define __syncthreads_and(predicate) shim_barrier(shim::AND, !!(predicate), __FILE__, __LINE__)
 #define __syncthreads_or(predicate) shim_barrier(shim::OR, !!(predicate), __FILE__, __LINE__)
-#define __syncwarp(...) shim::meet(__FILE__, __LINE__, ##__VA_ARGS__)
+#define __syncwarp(...) shim::meet(__FILE__, __LINE__ __VA_OPT__(, ) __VA_ARGS__)
 #define __ballot_sync(mask, predicate) ((unsigned)shim_warp(shim::BALLOT, mask, !!(predicate), 0, __FILE__, __LINE__))
 #define __any_sync(mask, predicate) ((int)(__ballot_sync(mask, predicate) != 0))
 #define __all_sync(mask, predicate) ((int)(__ballot_sync(mask, !(predicate)) == 0))
