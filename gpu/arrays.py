@@ -2,12 +2,9 @@
 
 from typing import Any
 
-from tqindex.checks import as_array
+from tqindex.checks import as_array, is_on_gpu
 from tqindex.errors import VectorError
 from tqindex.gpu.runtime import Runtime
-
-#: DLPack's numbers of memory that a CUDA device owns: its own, and managed memory.
-_CUDA_MEMORY = (2, 13)
 
 
 def take_array(runtime: Runtime, vectors: Any, name: str) -> Any:
@@ -18,13 +15,11 @@ def take_array(runtime: Runtime, vectors: Any, name: str) -> Any:
     VectorError
         Their owner does not hand them out, or they are on another device.
     """
+    if not is_on_gpu(vectors):
+        return as_array(vectors, name)
     try:
-        if hasattr(vectors, "__cuda_array_interface__"):
-            array = runtime.xp.asarray(vectors)
-        elif hasattr(vectors, "__dlpack_device__") and vectors.__dlpack_device__()[0] in _CUDA_MEMORY:
-            array = runtime.xp.from_dlpack(vectors)
-        else:
-            return as_array(vectors, name)
+        by_interface = hasattr(vectors, "__cuda_array_interface__")
+        array = runtime.xp.asarray(vectors) if by_interface else runtime.xp.from_dlpack(vectors)
     except (TypeError, RuntimeError, BufferError) as error:  # torch: bfloat16, or a gradient is asked for
         raise VectorError(f"{name} cannot be taken from {type(vectors).__name__}: {error}") from error
     number = getattr(array.device, "id", None)  # NumPy's device has none

@@ -16,6 +16,8 @@ Int64Array = npt.NDArray[np.int64]
 MAX_DIM = 65_536
 #: Squared norms and scales stay inside float32 up to this norm.
 MAX_NORM = 2.0**60
+#: DLPack's numbers of memory that is read on a GPU: its own, and managed memory.
+_CUDA_MEMORY = (2, 13)
 
 
 def check_integer(name: str, value: Any, low: int, high: int | None = None) -> int:
@@ -97,12 +99,27 @@ def as_array(vectors: Any, name: str) -> npt.NDArray[Any]:
         raise VectorError(f"{name} must not be a masked array: fill or drop the masked values first")
     if isinstance(vectors, np.ndarray):
         return vectors
+    if is_on_gpu(vectors):
+        raise VectorError(
+            f"{name} must be in host memory where the index is on the CPU, got {type(vectors).__name__} on a GPU: "
+            "copy them, or use index.to('gpu')"
+        )
     if hasattr(vectors, "__dlpack__") and not hasattr(vectors, "__array__"):
         return np.from_dlpack(vectors)
     try:
         return np.asarray(vectors)
     except ValueError as error:  # lists of unequal lengths
         raise VectorError(f"{name} must be a rectangular array of numbers, got {type(vectors).__name__}") from error
+
+
+def is_on_gpu(array: Any) -> bool:
+    """Whether an array says, by the CUDA array interface or by DLPack, that it is in a GPU's memory."""
+    try:
+        if hasattr(array, "__cuda_array_interface__"):
+            return True
+    except (TypeError, RuntimeError):  # torch has it, but not for every dtype, nor where a gradient is asked for
+        return True
+    return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] in _CUDA_MEMORY
 
 
 def check_norms(norms: npt.NDArray[np.float64], name: str, first_row: int = 0) -> None:
