@@ -70,21 +70,16 @@ class CudaRuntime:
             # They wait for the default stream and it for them: work outside of `stream` is in order with both.
             self._streams = cupy.cuda.Stream(), cupy.cuda.Stream()
 
-    @functools.cache  # noqa: B019 - a runtime lives as long as the process
     def function(self, kernel: Kernel) -> Launch:
         """Return what launches a kernel."""
-        function = self._module(kernel.source, define_options(kernel)).get_function(kernel.name)
+        with self._device:
+            function = _load_module(self.xp, self.name, kernel.source, define_options(kernel)).get_function(kernel.name)
 
         def launch(grid: tuple[int, ...], block: tuple[int, ...], args: Any, shared_mem: int = 0) -> None:
             with self._device:
-                function(grid, block, args, shared_mem=shared_mem)
+                function(grid, block, tuple(args), shared_mem=shared_mem)
 
         return launch
-
-    @functools.cache  # noqa: B019
-    def _module(self, source: str, defines: tuple[str, ...]) -> Any:
-        with self._device:
-            return self.xp.RawModule(code=read_source(source), options=(*OPTIONS, *defines))
 
     def upload(self, array: npt.ArrayLike) -> Any:
         """Return a copy on the device; CuPy copies through pinned memory and does not wait."""
@@ -118,6 +113,12 @@ class CudaRuntime:
     def guard(self) -> AbstractContextManager[None]:
         """Return a context that turns CuPy's errors into `DeviceError`s that name a remedy."""
         return _translated(self.xp, self.name)
+
+
+@functools.cache
+def _load_module(cupy: Any, device: str, source: str, defines: tuple[str, ...]) -> Any:  # noqa: ARG001 - part of the key
+    """Return a module of the current device, `device`; it is compiled when a function is first taken from it."""
+    return cupy.RawModule(code=read_source(source), options=(*OPTIONS, *defines))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Compiles kernels for the host with g++; modules are kept by a hash of all they are made from."""
+"""Compiles kernels for the host with g++; what is made is kept by a hash of all it is made from."""
 
 import ctypes
 import functools
@@ -14,22 +14,21 @@ from tqindex.errors import DeviceError, MissingPackageError
 from tqindex.gpu.sources import kernel_names
 from tqindex.kernels.compile import cache_folder
 
-Build = Literal["plain", "asan", "tsan"]
+Sanitizer = Literal["address", "thread"]
 _HERE = Path(__file__).parent
 _COMPILER = "g++"
-_COMMON = ("-std=c++17", "-g", "-fPIC", "-fvisibility=hidden", f"-I{_HERE}")
+_COMMON = ("-std=c++17", "-g", "-fvisibility=hidden", f"-I{_HERE}")
 #: No contraction: the codec's arithmetic, as NVRTC's --fmad=false.
-_KERNEL_OPTIONS = ("-O2", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function")
-#: Of each build: options of the kernels, and of the shim, which TSan must not see.
-_BUILDS: dict[Build, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "plain": (("-DSHIM_POISON",), ()),
-    "asan": (("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"), ()),
-    "tsan": (("-fsanitize=thread", "-DSHIM_TSAN"), ("-DSHIM_TSAN",)),
+_KERNEL = (*_COMMON, "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function")
+#: Options of the kernels, and of the shim, which TSan must not see.
+_SANITIZERS: dict[Sanitizer, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "address": (("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"), ()),
+    "thread": (("-fsanitize=thread", "-DSHIM_TSAN"), ("-DSHIM_TSAN",)),
 }
 
 
 @functools.cache
-def load_module(source: str, defines: tuple[str, ...], build: Build) -> ctypes.CDLL:
+def load_module(source: str, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
     """Return a library with `shim_launch_NAME` and `shim_signature_NAME` of each kernel in the source.
 
     Raises
@@ -39,27 +38,39 @@ def load_module(source: str, defines: tuple[str, ...], build: Build) -> ctypes.C
     DeviceError
         The source does not compile; the message is the compiler's.
     """
-    kernel_options, shim_options = _BUILDS[build]
+    shim = _compile_shim("-fPIC")
+    options = ("-O2", "-fPIC", "-shared", "-Wl,-Bsymbolic", "-DSHIM_POISON")
+    return ctypes.CDLL(str(_compile(_wrapped(source), *_KERNEL, *options, *defines, str(shim))))
+
+
+@functools.cache
+def compile_program(source: str, defines: tuple[str, ...], sanitizer: Sanitizer) -> Path:
+    """Return a program that runs one launch, KERNEL FILE, under a sanitizer. Raises as `load_module`."""
+    kernel_options, shim_options = _SANITIZERS[sanitizer]
+    main = _compile((_HERE / "run_launch.cpp").read_text(), "-O1", *_COMMON, "-c")
+    objects = str(_compile_shim(*shim_options)), str(main)
+    return _compile(_wrapped(source), "-O1", *_KERNEL, *kernel_options, *defines, "-rdynamic", *objects, "-ldl")
+
+
+def _wrapped(source: str) -> str:
     exports = "".join(f"SHIM_EXPORT({name})\n" for name in kernel_names(source))
-    shim = _compile("-O2", *_COMMON, *shim_options, "-c", text=(_HERE / "shim.cpp").read_text(), suffix=".o")
-    module = _compile(
-        *_COMMON, *_KERNEL_OPTIONS, *kernel_options, *defines, "-shared", "-Wl,-Bsymbolic", str(shim), "-lpthread",
-        text=f'#include "shim.h"\n{source}\n{exports}', suffix=".so",
-    )  # fmt: skip
-    return ctypes.CDLL(str(module))
+    return f'#include "shim.h"\n{source}\n{exports}'
 
 
-def _compile(*options: str, text: str, suffix: str) -> Path:
+def _compile_shim(*options: str) -> Path:
+    return _compile((_HERE / "shim.cpp").read_text(), "-O2", *_COMMON, *options, "-c")
+
+
+def _compile(text: str, *options: str) -> Path:
     """Return the compiled text, made unless it is there."""
-    key = hashlib.sha256(repr((options, text, _headers())).encode()).hexdigest()[:32]
-    target = _folder() / f"{key}{suffix}"
+    target = _folder() / hashlib.sha256(repr((options, text, _headers())).encode()).hexdigest()[:32]
     if target.exists():
         return target
     if shutil.which(_COMPILER) is None:
         raise MissingPackageError(f"the host run of GPU kernels needs {_COMPILER}, which is not installed")
     draft = target.with_suffix(f".{secrets.token_hex(8)}")
-    # The objects that are linked come after the text, which is read from standard input.
-    command = [_COMPILER, "-x", "c++", "-", "-x", "none", *options, "-o", str(draft)]
+    # The text is read from standard input; objects follow, in no language.
+    command = [_COMPILER, "-x", "c++", "-", "-x", "none", *options, "-pthread", "-o", str(draft)]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DeviceError(f"{_COMPILER} refused a kernel's source:\n{done.stderr}")
@@ -69,7 +80,7 @@ def _compile(*options: str, text: str, suffix: str) -> Path:
 
 @functools.cache
 def _headers() -> str:
-    return (_HERE / "shim.h").read_text()
+    return "".join(path.read_text() for path in sorted(_HERE.glob("*.h")))
 
 
 @functools.cache
