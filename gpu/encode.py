@@ -1,6 +1,5 @@
 """Encoding on the device, equal bit for bit to `tqindex.kernels.encoder` and `tqindex.kernels.queries`."""
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol

@@ -1,6 +1,6 @@
 """`GpuEngine`: what an index on a GPU encodes and searches with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock

@@ -1,4 +1,4 @@
-"""Segments in device memory: sent once and kept while they live, as many as fit; the others are sent by every search."""
+"""Segments in device memory: sent once and kept while they live, if they fit; the others are sent by every search."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
