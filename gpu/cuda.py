@@ -112,3 +112,9 @@ class CudaRuntime:
         """Return a context on this device that turns CuPy's errors into `DeviceError`s that name a remedy."""
         with translated(self.xp, self.name.replace("cuda", "gpu")), self._device:
             yield
+
+
+@functools.cache
+def _load_module(cupy: Any, device: str, source: str, defines: tuple[str, ...]) -> Any:  # noqa: ARG001 - part of the key
+    """Return a module of the current device, `device`; it is compiled when a function is first taken from it."""
+    return cupy.RawModule(code=read_source(source), options=(*OPTIONS, *defines))
