@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tqindex.errors import DeviceError, MissingPackageError
+from tqindex.errors import DeviceError
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,6 @@ def is_available(device: int = 0) -> Availability:
 
     try:
         open_device(device)
-    except (DeviceError, MissingPackageError) as error:
+    except DeviceError as error:
         return Availability(str(error))
     return Availability("")

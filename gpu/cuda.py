@@ -3,19 +3,18 @@
 import functools
 import importlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy.typing as npt
 
-from tqindex.errors import DeviceError, MissingPackageError
+from tqindex.errors import DeviceError
+from tqindex.gpu.failures import INSTALL, translated
 from tqindex.gpu.runtime import Kernel, Launch
-from tqindex.gpu.sources import OPTIONS, define_options, read_source
+from tqindex.gpu.sources import define_options
 
 #: Compute capability from which on the kernels are compiled in the tests.
 LEAST_CAPABILITY = (7, 5)
-_INSTALL = "pip install 'tqindex[gpu]' (CUDA 12) or pip install cupy-cuda13x (CUDA 13)"
-_NO_DEVICE, _OLD_DRIVER = "cudaErrorNoDevice", "cudaErrorInsufficientDriver"
 
 
 def import_cupy() -> Any:
@@ -23,17 +22,15 @@ def import_cupy() -> Any:
 
     Raises
     ------
-    MissingPackageError
+    DeviceError
         It is not installed, or a library that it needs is missing.
     """
     try:
         return importlib.import_module("cupy")
-    except ModuleNotFoundError as error:
-        if error.name != "cupy":
-            raise MissingPackageError(f"CuPy cannot be imported: {error}; {_INSTALL}") from error
-        raise MissingPackageError(f"the GPU needs CuPy, which is not installed: {_INSTALL}") from error
     except ImportError as error:
-        raise MissingPackageError(f"CuPy cannot be imported: {error}; {_INSTALL}") from error
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            raise DeviceError(f"the GPU needs CuPy, which is not installed: {INSTALL}") from error
+        raise DeviceError(f"CuPy cannot be imported: {' '.join(str(error).split())}; {INSTALL}") from error
 
 
 @functools.cache
@@ -42,22 +39,22 @@ def open_device(number: int = 0) -> "CudaRuntime":
 
     Raises
     ------
-    MissingPackageError
-        CuPy is not installed.
     DeviceError
-        There is no driver, or an old one; no device of that number, or one that is too old.
+        CuPy is not installed; there is no driver, or an old one; no device of that number, or one that is too old.
     """
     cupy = import_cupy()
-    with _translated(cupy):
+    where = f"gpu:{number}"
+    with translated(cupy, where):
         count = cupy.cuda.runtime.getDeviceCount()
         if not 0 <= number < count:
-            raise DeviceError(f"device must be 0 to {count - 1} on this machine, got {number}")
+            there = ", ".join(f"gpu:{each}" for each in range(count))
+            raise DeviceError(f"device must be one of those here, {there}, got {where}; see CUDA_VISIBLE_DEVICES too")
         properties = cupy.cuda.runtime.getDeviceProperties(number)
-    capability = properties["major"], properties["minor"]
-    if capability < LEAST_CAPABILITY:
-        wanted, got = (".".join(map(str, version)) for version in (LEAST_CAPABILITY, capability))
-        raise DeviceError(f"device {number} must have compute capability {wanted} or more, it has {got}: use the CPU")
-    return CudaRuntime(cupy, number)
+        capability = properties["major"], properties["minor"]
+        if capability < LEAST_CAPABILITY:
+            wanted, got = (".".join(map(str, version)) for version in (LEAST_CAPABILITY, capability))
+            raise DeviceError(f"{where} must have compute capability {wanted} or more, it has {got}: use the CPU")
+        return CudaRuntime(cupy, number)
 
 
 class CudaRuntime:
@@ -70,21 +67,16 @@ class CudaRuntime:
             # They wait for the default stream and it for them: work outside of `stream` is in order with both.
             self._streams = cupy.cuda.Stream(), cupy.cuda.Stream()
 
-    @functools.cache  # noqa: B019 - a runtime lives as long as the process
     def function(self, kernel: Kernel) -> Launch:
         """Return what launches a kernel."""
-        function = self._module(kernel.source, define_options(kernel)).get_function(kernel.name)
+        with self._device:
+            function = _load_module(self.xp, self.name, kernel.source, define_options(kernel)).get_function(kernel.name)
 
         def launch(grid: tuple[int, ...], block: tuple[int, ...], args: Any, shared_mem: int = 0) -> None:
             with self._device:
-                function(grid, block, args, shared_mem=shared_mem)
+                function(grid, block, tuple(args), shared_mem=shared_mem)
 
         return launch
-
-    @functools.cache  # noqa: B019
-    def _module(self, source: str, defines: tuple[str, ...]) -> Any:
-        with self._device:
-            return self.xp.RawModule(code=read_source(source), options=(*OPTIONS, *defines))
 
     def upload(self, array: npt.ArrayLike) -> Any:
         """Return a copy on the device; CuPy copies through pinned memory and does not wait."""
@@ -115,31 +107,14 @@ class CudaRuntime:
             free, _ = self.xp.cuda.runtime.memGetInfo()
             return int(free) + int(self.xp.get_default_memory_pool().free_bytes())
 
-    def guard(self) -> AbstractContextManager[None]:
-        """Return a context that turns CuPy's errors into `DeviceError`s that name a remedy."""
-        return _translated(self.xp, self.name)
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Return a context on this device that turns CuPy's errors into `DeviceError`s that name a remedy."""
+        with translated(self.xp, self.name.replace("cuda", "gpu")), self._device:
+            yield
 
 
-@contextmanager
-def _translated(cupy: Any, where: str = "CUDA") -> Iterator[None]:
-    """Turn CuPy's errors into ours."""
-    cuda = cupy.cuda
-    try:
-        yield
-    except cuda.memory.OutOfMemoryError as error:
-        remedy = "pass fewer vectors or queries at a time, free other users' memory, or use the CPU"
-        raise DeviceError(f"{where}: out of memory ({error}); {remedy}") from error
-    except cuda.compiler.CompileException as error:
-        raise DeviceError(f"{where}: a kernel does not compile; update CuPy, or use the CPU\n{error}") from error
-    except cuda.runtime.CUDARuntimeError as error:
-        raise DeviceError(f"{where}: {error}; {_remedy(str(error))}") from error
-    except cuda.driver.CUDADriverError as error:
-        raise DeviceError(f"{where}: {error}; {_remedy(str(error))}") from error
-
-
-def _remedy(message: str) -> str:
-    if _NO_DEVICE in message:
-        return "no GPU is visible: see nvidia-smi and CUDA_VISIBLE_DEVICES, or use the CPU"
-    if _OLD_DRIVER in message:
-        return "there is no NVIDIA driver, or it is older than CuPy's CUDA: update it, or use the CPU"
-    return "use the CPU, and restart the process before the GPU is used again"
+@functools.cache
+def _load_module(cupy: Any, device: str, source: str, defines: tuple[str, ...]) -> Any:  # noqa: ARG001 - part of the key
+    """Return a module of the current device, `device`; it is compiled when a function is first taken from it."""
+    return cupy.RawModule(code=read_source(source), options=(*OPTIONS, *defines))

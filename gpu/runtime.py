@@ -65,7 +65,7 @@ class Runtime(Protocol):
         """Return the memory that arrays may still take on the device."""
 
     def guard(self) -> AbstractContextManager[None]:
-        """Return a context that turns errors of the device, out of memory for one, into `tqindex.errors.DeviceError`.
+        """Return a context on the device that turns its errors, out of memory for one, into `DeviceError`s.
 
-        Entered once around each public operation.
+        Entered once around each public operation; arrays are made in it, on the right one of several devices.
         """

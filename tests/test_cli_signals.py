@@ -29,10 +29,10 @@ builtins.__import__ = lambda name, *rest: stall() if name == "click" else load(n
 """
 PATCHES = {
     "reading": f"from tqindex.readers.npy import RowMajorFile as m; m._read = {STALL}",
-    "encoding": f"import tqindex.index.changing as m; m.encode_rows = {STALL}",
+    "encoding": f"import tqindex.index.engine as m; m.encode_rows = {STALL}",
     "flushing": f"import os; os.fsync = {STALL}",
     "manifest": MANIFEST,
-    "searching": f"import tqindex.index.index as m; m.search_rows = {STALL}",
+    "searching": f"import tqindex.index.engine as m; m.search_rows = {STALL}",
     "imports": IMPORTS,
 }
 

@@ -16,6 +16,8 @@ Int64Array = npt.NDArray[np.int64]
 MAX_DIM = 65_536
 #: Squared norms and scales stay inside float32 up to this norm.
 MAX_NORM = 2.0**60
+#: DLPack's numbers of memory that is read on a GPU: its own, and managed memory.
+_CUDA_MEMORY = (2, 13)
 
 
 def check_integer(name: str, value: Any, low: int, high: int | None = None) -> int:
@@ -65,18 +67,21 @@ def as_rows(vectors: Any, dim: int, name: str = "vectors", first_row: int = 0, f
         Wrong dtype, wrong width, NaN or inf (float64 that overflows float32 included).
     """
     rows = as_array(vectors, name)
-    if rows.dtype.kind != "f" or rows.dtype.itemsize > 8:
-        raise VectorError(f"{name} must be float16, float32 or float64, got {rows.dtype}")
-    shape = rows.shape
-    if rows.ndim == 1:
-        rows = rows[np.newaxis]
-    if rows.ndim != 2 or rows.shape[1] != dim:
-        raise VectorError(f"{name} must have {dim} columns (n, {dim}), got shape {shape}")
+    rows = check_rows(rows, dim, name)
     with np.errstate(over="ignore"):
         rows = np.ascontiguousarray(rows, dtype=np.float32)
     if finite:
         check_finite(rows, name, first_row)
     return rows
+
+
+def check_rows(rows: Any, dim: int, name: str) -> Any:
+    """Return an array of any module as one of two dimensions if it is float16/32/64 of shape (n, dim) or (dim,)."""
+    if rows.dtype.kind != "f" or rows.dtype.itemsize > 8:
+        raise VectorError(f"{name} must be float16, float32 or float64, got {rows.dtype}")
+    if rows.ndim not in (1, 2) or rows.shape[-1] != dim:
+        raise VectorError(f"{name} must have {dim} columns (n, {dim}), got shape {rows.shape}")
+    return rows.reshape(-1, dim)
 
 
 def check_finite(rows: npt.NDArray[Any], name: str, first_row: int = 0) -> None:
@@ -94,12 +99,27 @@ def as_array(vectors: Any, name: str) -> npt.NDArray[Any]:
         raise VectorError(f"{name} must not be a masked array: fill or drop the masked values first")
     if isinstance(vectors, np.ndarray):
         return vectors
+    if is_on_gpu(vectors):
+        raise VectorError(
+            f"{name} must be in host memory where the index is on the CPU, got {type(vectors).__name__} on a GPU: "
+            "copy them, or use index.to('gpu')"
+        )
     if hasattr(vectors, "__dlpack__") and not hasattr(vectors, "__array__"):
         return np.from_dlpack(vectors)
     try:
         return np.asarray(vectors)
     except ValueError as error:  # lists of unequal lengths
         raise VectorError(f"{name} must be a rectangular array of numbers, got {type(vectors).__name__}") from error
+
+
+def is_on_gpu(array: Any) -> bool:
+    """Whether an array says, by the CUDA array interface or by DLPack, that it is in a GPU's memory."""
+    try:
+        if hasattr(array, "__cuda_array_interface__"):
+            return True
+    except (TypeError, RuntimeError):  # torch has it, but not for every dtype, nor where a gradient is asked for
+        return True
+    return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] in _CUDA_MEMORY
 
 
 def check_norms(norms: npt.NDArray[np.float64], name: str, first_row: int = 0) -> None:

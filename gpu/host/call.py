@@ -10,7 +10,7 @@ import numpy as np
 from tqindex.errors import ArgumentError, DeviceError
 
 Schedule = Literal["forward", "reverse", "shuffled"]
-_SCHEDULES = get_args(Schedule)
+SCHEDULES = get_args(Schedule)
 #: Kernels keep shared memory in static variables: one launch at a time.
 _lock = threading.Lock()
 
@@ -18,15 +18,15 @@ _lock = threading.Lock()
 class HostKernel:
     """A kernel of a compiled module; calling it is CuPy's call."""
 
-    def __init__(self, library: ctypes.CDLL, name: str, schedule: Schedule, seed: int) -> None:
-        if schedule not in _SCHEDULES:
-            raise ArgumentError(f"schedule must be one of {', '.join(_SCHEDULES)}, got {schedule!r}")
+    def __init__(self, library: ctypes.CDLL, name: str, schedule: Schedule = "forward", seed: int = 0) -> None:
+        if schedule not in SCHEDULES:
+            raise ArgumentError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}")
         try:
             self._launch, signature = library[f"shim_launch_{name}"], library[f"shim_signature_{name}"]
         except AttributeError:
             raise ArgumentError(f"kernel must be in the source, got {name!r}") from None
         self._launch.restype = signature.restype = ctypes.c_char_p
-        self._name, self._order, self._seed = name, _SCHEDULES.index(schedule), seed
+        self._name, self._order, self._seed = name, SCHEDULES.index(schedule), seed
         self._types = signature().decode().split()
 
     def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: Sequence[Any], shared_mem: int = 0) -> None:
@@ -49,7 +49,7 @@ class HostKernel:
         ]
         pointers = (ctypes.c_void_p * len(args))(*(ctypes.addressof(buffer) for buffer in buffers))
         with _lock:
-            error = self._launch(_dim3(grid), _dim3(block), pointers, self._order, self._seed)
+            error = self._launch(dim3(grid), dim3(block), pointers, self._order, self._seed)
         if error:
             raise DeviceError(f"{self._name}: {error.decode()}")
 
@@ -75,5 +75,6 @@ class HostKernel:
             raise ArgumentError(f"{what} must be of type {wanted}, got {got}")
 
 
-def _dim3(size: tuple[int, ...]) -> Any:
+def dim3(size: tuple[int, ...]) -> Any:
+    """Return a grid's or block's three sizes, unsigned."""
     return (ctypes.c_uint * 3)(*(*size, 1, 1)[:3])

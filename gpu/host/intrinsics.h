@@ -1,15 +1,15 @@
 // CUDA's arithmetic, vector types and atomics, as the CUDA Math API and the Programming Guide define them.
 #pragma once
 
-#define SHIM_VECTOR2(name, type, bytes)                                                                                \
-  struct alignas(bytes) name {                                                                                         \
-    type x, y;                                                                                                         \
-  };                                                                                                                   \
+#define SHIM_VECTOR2(name, type, bytes) \
+  struct alignas(bytes) name {          \
+    type x, y;                          \
+  };                                    \
   inline name make_##name(type x, type y) { return {x, y}; }
-#define SHIM_VECTOR4(name, type, bytes)                                                                                \
-  struct alignas(bytes) name {                                                                                         \
-    type x, y, z, w;                                                                                                   \
-  };                                                                                                                   \
+#define SHIM_VECTOR4(name, type, bytes) \
+  struct alignas(bytes) name {          \
+    type x, y, z, w;                    \
+  };                                    \
   inline name make_##name(type x, type y, type z, type w) { return {x, y, z, w}; }
 SHIM_VECTOR2(int2, int, 8)
 SHIM_VECTOR2(uint2, unsigned, 8)
@@ -58,8 +58,8 @@ inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
 }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
 
-#define SHIM_LEAST(type)                                                                                               \
-  inline type min(type a, type b) { return b < a ? b : a; }                                                            \
+#define SHIM_LEAST(type)                                    \
+  inline type min(type a, type b) { return b < a ? b : a; } \
   inline type max(type a, type b) { return a < b ? b : a; }
 SHIM_LEAST(int)
 SHIM_LEAST(unsigned)
@@ -69,12 +69,36 @@ SHIM_LEAST(unsigned long long)
 
 // -- floating point: only what IEEE 754 rounds to nearest
 
-inline int __float_as_int(float v) { int bits; std::memcpy(&bits, &v, sizeof v); return bits; }
-inline unsigned __float_as_uint(float v) { unsigned bits; std::memcpy(&bits, &v, sizeof v); return bits; }
-inline float __int_as_float(int bits) { float v; std::memcpy(&v, &bits, sizeof v); return v; }
-inline float __uint_as_float(unsigned bits) { float v; std::memcpy(&v, &bits, sizeof v); return v; }
-inline long long __double_as_longlong(double v) { long long bits; std::memcpy(&bits, &v, sizeof v); return bits; }
-inline double __longlong_as_double(long long bits) { double v; std::memcpy(&v, &bits, sizeof v); return v; }
+inline int __float_as_int(float v) {
+  int bits;
+  std::memcpy(&bits, &v, sizeof v);
+  return bits;
+}
+inline unsigned __float_as_uint(float v) {
+  unsigned bits;
+  std::memcpy(&bits, &v, sizeof v);
+  return bits;
+}
+inline float __int_as_float(int bits) {
+  float v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+inline float __uint_as_float(unsigned bits) {
+  float v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
+inline long long __double_as_longlong(double v) {
+  long long bits;
+  std::memcpy(&bits, &v, sizeof v);
+  return bits;
+}
+inline double __longlong_as_double(long long bits) {
+  double v;
+  std::memcpy(&v, &bits, sizeof v);
+  return v;
+}
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
@@ -96,13 +120,26 @@ inline float __double2float_rn(double v) { return (float)v; }
 
 // -- memory
 
-template <class T> T __ldg(const T* at) { return *at; }
-template <class T> T __ldcs(const T* at) { return *at; }
-template <class T> void __stcs(T* at, T value) { *at = value; }
+template <class T>
+T __ldg(const T* at) {
+  return *at;
+}
+template <class T>
+T __ldcs(const T* at) {
+  return *at;
+}
+template <class T>
+void __stcs(T* at, T value) {
+  *at = value;
+}
 
 namespace shim {
-template <class T> struct Same { using type = T; };
-template <class T> using NotDeduced = typename Same<T>::type;  // the pointer alone says what is exchanged
+template <class T>
+struct Same {
+  using type = T;
+};
+template <class T>
+using NotDeduced = typename Same<T>::type;  // the pointer alone says what is exchanged
 
 template <class T, class Change>
 T change(T* at, Change changed) {
@@ -114,14 +151,39 @@ T change(T* at, Change changed) {
   return before;
 }
 }  // namespace shim
-template <class T> T atomicAdd(T* at, shim::NotDeduced<T> v) { return shim::change(at, [=](T old) { return (T)(old + v); }); }
-template <class T> T atomicSub(T* at, shim::NotDeduced<T> v) { return shim::change(at, [=](T old) { return (T)(old - v); }); }
-template <class T> T atomicMin(T* at, shim::NotDeduced<T> v) { return shim::change(at, [=](T old) { return v < old ? v : old; }); }
-template <class T> T atomicMax(T* at, shim::NotDeduced<T> v) { return shim::change(at, [=](T old) { return old < v ? v : old; }); }
-template <class T> T atomicAnd(T* at, shim::NotDeduced<T> v) { return shim::change(at, [=](T old) { return (T)(old & v); }); }
-template <class T> T atomicOr(T* at, shim::NotDeduced<T> v) { return shim::change(at, [=](T old) { return (T)(old | v); }); }
-template <class T> T atomicXor(T* at, shim::NotDeduced<T> v) { return shim::change(at, [=](T old) { return (T)(old ^ v); }); }
-template <class T> T atomicExch(T* at, shim::NotDeduced<T> v) { return shim::change(at, [=](T) { return v; }); }
-template <class T> T atomicCAS(T* at, shim::NotDeduced<T> expected, shim::NotDeduced<T> v) {
+template <class T>
+T atomicAdd(T* at, shim::NotDeduced<T> v) {
+  return shim::change(at, [=](T old) { return (T)(old + v); });
+}
+template <class T>
+T atomicSub(T* at, shim::NotDeduced<T> v) {
+  return shim::change(at, [=](T old) { return (T)(old - v); });
+}
+template <class T>
+T atomicMin(T* at, shim::NotDeduced<T> v) {
+  return shim::change(at, [=](T old) { return v < old ? v : old; });
+}
+template <class T>
+T atomicMax(T* at, shim::NotDeduced<T> v) {
+  return shim::change(at, [=](T old) { return old < v ? v : old; });
+}
+template <class T>
+T atomicAnd(T* at, shim::NotDeduced<T> v) {
+  return shim::change(at, [=](T old) { return (T)(old & v); });
+}
+template <class T>
+T atomicOr(T* at, shim::NotDeduced<T> v) {
+  return shim::change(at, [=](T old) { return (T)(old | v); });
+}
+template <class T>
+T atomicXor(T* at, shim::NotDeduced<T> v) {
+  return shim::change(at, [=](T old) { return (T)(old ^ v); });
+}
+template <class T>
+T atomicExch(T* at, shim::NotDeduced<T> v) {
+  return shim::change(at, [=](T) { return v; });
+}
+template <class T>
+T atomicCAS(T* at, shim::NotDeduced<T> expected, shim::NotDeduced<T> v) {
   return shim::change(at, [=](T old) { return old == expected ? v : old; });
 }

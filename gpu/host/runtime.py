@@ -1,6 +1,5 @@
 """`HostRuntime`: what `tqindex.gpu.runtime.Runtime` asks for, on NumPy arrays."""
 
-import functools
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -9,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tqindex.gpu.host.build import Build, load_module
+from tqindex.gpu.host.build import load_module
 from tqindex.gpu.host.call import HostKernel, Schedule
-from tqindex.gpu.runtime import Kernel
+from tqindex.gpu.runtime import Kernel, Launch
 from tqindex.gpu.sources import define_options, read_source
 
 #: What CuPy's allocator aligns arrays to.
@@ -27,20 +26,17 @@ class HostRuntime:
         Order of blocks, warps and lanes. A result that differs between two of them has a race.
     seed : int
         Of the shuffled order.
-    build : {"plain", "asan", "tsan"}
-        What the kernels are compiled with; the sanitizers' runtime libraries must be preloaded.
     """
 
     name = "host"
     xp: Any = np
 
-    def __init__(self, schedule: Schedule = "forward", seed: int = 0, build: Build = "plain") -> None:
-        self._schedule, self._seed, self._build = schedule, seed, build
+    def __init__(self, schedule: Schedule = "forward", seed: int = 0) -> None:
+        self._schedule, self._seed = schedule, seed
 
-    @functools.cache  # noqa: B019 - a runtime lives as long as its kernels
-    def function(self, kernel: Kernel) -> HostKernel:
+    def function(self, kernel: Kernel) -> Launch:
         """Return what launches a kernel; see `Runtime`."""
-        library = load_module(read_source(kernel.source), define_options(kernel), self._build)
+        library = load_module(read_source(kernel.source), define_options(kernel))
         return HostKernel(library, kernel.name, self._schedule, self._seed)
 
     def upload(self, array: npt.ArrayLike) -> npt.NDArray[Any]:

@@ -1,8 +1,8 @@
 // Runs a kernel's blocks on the CPU. A CUDA thread is a fibre that gives up the CPU only where it waits for others: at
 // barriers and warp operations. The schedule is the caller's choice, so a result that depends on it has a race.
 // Under TSan a switch of fibres orders nothing; barriers and __syncwarp do, shuffles and votes do not (Programming
-// Guide: they "do not imply a memory barrier"). Blocks are then OS threads of their own.
-#include "shim.h"
+// Guide: they "do not imply a memory barrier"). Blocks then run on several OS threads.
+#include "count.h"
 
 #undef threadIdx
 #undef blockIdx
@@ -21,8 +21,9 @@
 
 namespace {
 using shim::Fibre;
-constexpr int POISON = 0xCB, WARP = 32, MOST_TSAN_BLOCKS = 64;
+constexpr int POISON = 0xCB, WARP = 32;
 constexpr unsigned MOST_THREADS = 1024, MOST_DEPTH = 64, MOST_ROWS = 65535;
+constexpr unsigned long long MOST_WORKERS = 16, MOST_FIBRES = 4096;  // at once under TSan, which knows some 8,000
 enum Schedule { FORWARD, REVERSE, SHUFFLED };
 enum State { READY, AT_BARRIER, AT_WARP, DONE };
 
@@ -48,18 +49,26 @@ thread_local Thread* running;
 class Block {
  public:
   Block(const shim::Launch& launch, unsigned threads)
-      : launch_(launch), threads_(threads), warps_((threads + WARP - 1) / WARP), random_(launch.seed), tags_(2 + 2 * warps_) {}
+      : launch_(launch),
+        threads_(threads),
+        warps_((threads + WARP - 1) / WARP),
+        random_(launch.seed),
+        tags_(2 + 2 * warps_) {}
 
   std::string error;
 
   void run(dim3 block, dim3 block_size, dim3 grid_size) {
     if (launch_.shared) std::memset(launch_.shared, POISON, launch_.shared_end - launch_.shared);
     running_block = this;
+    counting::start_block();
     main_.adopt();
     for (unsigned i = 0; i < threads_.size(); ++i) {
       Thread& thread = threads_[i];
       thread.state = READY, thread.barriers = thread.meetings = 0;
-      thread.place = {{i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)}, block, block_size, grid_size};
+      thread.place = {{i % block_size.x, i / block_size.x % block_size.y, i / (block_size.x * block_size.y)},
+                      block,
+                      block_size,
+                      grid_size};
       thread.fibre.start(enter);
     }
     while (error.empty() && advance()) continue;
@@ -126,6 +135,7 @@ class Block {
         moved = true;
         if (launch_.schedule == SHUFFLED) break;
       }
+      counting::end_phase();
     }
     if (moved || !error.empty()) return true;
     return pass_barrier();
@@ -139,6 +149,7 @@ class Block {
       if (thread.state != READY) continue;
       running = &thread, moved = true;
       shim::switch_fibre(main_, thread.fibre);
+      running = nullptr;
       if (!error.empty()) return true;
     }
     for (unsigned lane = 0; lane < count; ++lane) moved = pass_warp(first, lane) || moved;
@@ -156,7 +167,8 @@ class Block {
       if (!(mask >> other & 1)) continue;
       if (first + other >= threads_.size()) return false;
       const Thread& thread = threads_[first + other];
-      const bool same = thread.state == AT_WARP && thread.mask == mask && thread.operation == asks.operation && thread.line == asks.line && thread.file == asks.file;
+      const bool same = thread.state == AT_WARP && thread.mask == mask && thread.operation == asks.operation &&
+                        thread.line == asks.line && thread.file == asks.file;
       if (!same) return false;
       values[other] = thread.value, ballot |= (unsigned)(thread.value & 1) << other;
     }
@@ -166,7 +178,8 @@ class Block {
       thread.state = READY;
       if (thread.operation == shim::BALLOT) thread.value = ballot;
       if (thread.operation == shim::EXCHANGE) {
-        if (!(mask >> thread.source & 1)) fail(thread, "a lane reads lane " + std::to_string(thread.source) + ", which is not in the mask");
+        if (!(mask >> thread.source & 1))
+          fail(thread, "a lane reads lane " + std::to_string(thread.source) + ", which is not in the mask");
         thread.value = values[thread.source];
       }
     }
@@ -181,16 +194,24 @@ class Block {
     const Thread* first = nullptr;
     for (const Thread& thread : threads_) {
       ended += thread.state == DONE;
-      if (thread.state == AT_WARP) return fail(thread, "deadlock: the lanes of the warp mask never meet (thread " + std::to_string(number(thread)) + ")");
+      if (thread.state == AT_WARP)
+        return fail(thread,
+                    "deadlock: the lanes of the warp mask never meet (thread " + std::to_string(number(thread)) + ")");
       if (thread.state != AT_BARRIER) continue;
       if (!first) first = &thread;
       same = same && thread.line == first->line && thread.file == first->file && thread.vote == first->vote;
       ++waiting, holding += thread.result;
     }
     if (!waiting) return false;
-    if (ended) return fail(*first, "barrier not reached by all " + std::to_string(threads_.size()) + " threads: " + std::to_string(ended) + " have ended");
-    if (!same) return fail(*first, "barrier not reached by all " + std::to_string(threads_.size()) + " threads: others wait at another line");
-    const int count = threads_.size(), result = first->vote == shim::AND ? holding == count : first->vote == shim::OR ? holding > 0 : holding;
+    if (ended)
+      return fail(*first, "barrier not reached by all " + std::to_string(threads_.size()) +
+                              " threads: " + std::to_string(ended) + " have ended");
+    if (!same)
+      return fail(*first, "barrier not reached by all " + std::to_string(threads_.size()) +
+                              " threads: others wait at another line");
+    const int count = threads_.size(), result = first->vote == shim::AND  ? holding == count
+                                                : first->vote == shim::OR ? holding > 0
+                                                                          : holding;
     for (Thread& thread : threads_) thread.state = READY, thread.result = result;
     return true;
   }
@@ -205,10 +226,8 @@ class Block {
 std::string refuse(const dim3& grid, const dim3& block, unsigned long long blocks) {
   const unsigned long long threads = 1ull * block.x * block.y * block.z;
   if (!threads || threads > MOST_THREADS || block.z > MOST_DEPTH) return "a block must have 1 to 1024 threads";
-  if (!blocks || grid.x > 2147483647u || grid.y > MOST_ROWS || grid.z > MOST_ROWS) return "the grid is empty or too large";
-#ifdef SHIM_TSAN
-  if (blocks > MOST_TSAN_BLOCKS) return "a build with TSan runs at most 64 blocks";
-#endif
+  if (!blocks || grid.x > 2147483647u || grid.y > MOST_ROWS || grid.z > MOST_ROWS)
+    return "the grid is empty or too large";
   return "";
 }
 }  // namespace
@@ -216,14 +235,21 @@ std::string refuse(const dim3& grid, const dim3& block, unsigned long long block
 extern "C" {
 const shim::Place* shim_place() { return &running->place; }
 
+bool shim_runs() { return running; }
+
+unsigned shim_lane() { return running_block->number(*running) % WARP; }
+
 int shim_barrier(shim::Vote vote, int predicate, const char* file, int line) {
+  counting::execute(counting::BARRIER, __builtin_return_address(0), shim_lane());
   running->vote = vote, running->result = predicate;
   return running_block->wait_at_barrier(file, line);
 }
 
-uint64_t shim_warp(shim::WarpOperation operation, unsigned mask, uint64_t value, int source, const char* file, int line) {
+uint64_t shim_warp(shim::WarpOperation operation, unsigned mask, uint64_t value, int source, const char* file,
+                   int line) {
   Thread& thread = *running;
-  if (!(mask >> (running_block->number(thread) % WARP) & 1)) shim_fail("the calling lane is not in its own mask", file, line);
+  counting::execute(counting::SHUFFLE, __builtin_return_address(0), shim_lane());
+  if (!(mask >> shim_lane() & 1)) shim_fail("the calling lane is not in its own mask", file, line);
   thread.operation = operation, thread.mask = mask, thread.value = value, thread.source = source;
   return running_block->wait_in_warp(file, line);
 }
@@ -236,11 +262,13 @@ void shim_fail(const char* message, const char* file, int line) {
 }
 
 int shim_dp4a_s32(int a, int b, int c) {
+  counting::execute(counting::DP4A, __builtin_return_address(0), shim_lane());
   for (int i = 0; i < 4; ++i) c += (int8_t)(a >> 8 * i) * (int8_t)(b >> 8 * i);
   return c;
 }
 
 unsigned shim_dp4a_u32(unsigned a, unsigned b, unsigned c) {
+  counting::execute(counting::DP4A, __builtin_return_address(0), shim_lane());
   for (int i = 0; i < 4; ++i) c += (a >> 8 * i & 255) * (b >> 8 * i & 255);
   return c;
 }
@@ -248,24 +276,32 @@ unsigned shim_dp4a_u32(unsigned a, unsigned b, unsigned c) {
 // Returns an error that stays readable until the next launch of this library, or null.
 const char* shim_run(const shim::Launch* launch) {
   static std::string error;
-  const dim3 grid{launch->grid[0], launch->grid[1], launch->grid[2]}, block{launch->block[0], launch->block[1], launch->block[2]};
+  const dim3 grid{launch->grid[0], launch->grid[1], launch->grid[2]},
+      block{launch->block[0], launch->block[1], launch->block[2]};
   const unsigned long long blocks = 1ull * grid.x * grid.y * grid.z;
   error = refuse(grid, block, blocks);
+  counting::start_launch(*launch);
   if (!error.empty()) return error.c_str();
   std::vector<unsigned long long> numbers(blocks);
   std::iota(numbers.begin(), numbers.end(), 0);
   if (launch->schedule == REVERSE) std::reverse(numbers.begin(), numbers.end());
   if (launch->schedule == SHUFFLED) std::shuffle(numbers.begin(), numbers.end(), std::mt19937(launch->seed));
-  const auto index = [&](unsigned long long i) { return dim3{(unsigned)(i % grid.x), (unsigned)(i / grid.x % grid.y), (unsigned)(i / grid.x / grid.y)}; };
+  const auto index = [&](unsigned long long i) {
+    return dim3{(unsigned)(i % grid.x), (unsigned)(i / grid.x % grid.y), (unsigned)(i / grid.x / grid.y)};
+  };
 #ifdef SHIM_TSAN
+  const unsigned long long workers =
+      std::min({blocks, MOST_WORKERS, MOST_FIBRES / (1ull * block.x * block.y * block.z)});
   std::mutex mutex;
   std::vector<std::thread> threads;
-  for (unsigned long long number : numbers) threads.emplace_back([&, number] {
-    Block one(*launch, block.x * block.y * block.z);
-    one.run(index(number), block, grid);
-    std::lock_guard<std::mutex> lock(mutex);
-    if (error.empty()) error = one.error;
-  });
+  for (unsigned long long first = 0; first < workers; ++first)
+    threads.emplace_back([&, first] {
+      Block one(*launch, block.x * block.y * block.z);
+      for (unsigned long long i = first; i < blocks && one.error.empty(); i += workers)
+        one.run(index(numbers[i]), block, grid);
+      std::lock_guard<std::mutex> lock(mutex);
+      if (error.empty()) error = one.error;
+    });
   for (std::thread& thread : threads) thread.join();
 #else
   Block one(*launch, block.x * block.y * block.z);

@@ -19,7 +19,7 @@
 #define __shared__ static __attribute__((section("cuda_shared")))
 extern char __start_cuda_shared[] __attribute__((weak, visibility("hidden")));
 extern char __stop_cuda_shared[] __attribute__((weak, visibility("hidden")));
-#elif defined(SHIM_TSAN)  // each block is an OS thread
+#elif defined(SHIM_TSAN)  // blocks run on several OS threads
 #define __shared__ static thread_local
 #else
 #define __shared__ static
@@ -49,8 +49,11 @@ struct Launch {
 
 extern "C" {
 const shim::Place* shim_place() __attribute__((const));  // of the CUDA thread that calls
+bool shim_runs();                                        // whether a CUDA thread calls, not the host
+unsigned shim_lane();
 int shim_barrier(shim::Vote vote, int predicate, const char* file, int line);
-uint64_t shim_warp(shim::WarpOperation operation, unsigned mask, uint64_t value, int source, const char* file, int line);
+uint64_t shim_warp(shim::WarpOperation operation, unsigned mask, uint64_t value, int source, const char* file,
+                   int line);
 [[noreturn]] void shim_fail(const char* message, const char* file, int line);
 const char* shim_run(const shim::Launch* launch);
 }
@@ -68,7 +71,7 @@ constexpr int warpSize = 32;
 #define __syncthreads_count(predicate) shim_barrier(shim::COUNT, !!(predicate), __FILE__, __LINE__)
 #define __syncthreads_and(predicate) shim_barrier(shim::AND, !!(predicate), __FILE__, __LINE__)
 #define __syncthreads_or(predicate) shim_barrier(shim::OR, !!(predicate), __FILE__, __LINE__)
-#define __syncwarp(...) shim::meet(__FILE__, __LINE__, ##__VA_ARGS__)
+#define __syncwarp(...) shim::meet(__FILE__, __LINE__ __VA_OPT__(, ) __VA_ARGS__)
 #define __ballot_sync(mask, predicate) ((unsigned)shim_warp(shim::BALLOT, mask, !!(predicate), 0, __FILE__, __LINE__))
 #define __any_sync(mask, predicate) ((int)(__ballot_sync(mask, predicate) != 0))
 #define __all_sync(mask, predicate) ((int)(__ballot_sync(mask, !(predicate)) == 0))
@@ -97,11 +100,9 @@ T shuffle(const char* file, int line, unsigned mask, T value, int operand, int w
   static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8), "4 or 8 bytes are exchanged");
   if (width < 1 || width > 32 || (width & (width - 1))) shim_fail("width must be a power of two up to 32", file, line);
   if (kind != ANY && (unsigned)operand > 31) shim_fail("a shuffle's distance must be 0 to 31", file, line);
-  const Place* at = shim_place();
-  const int linear = at->thread.x + at->block_size.x * (at->thread.y + at->block_size.y * at->thread.z);
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof value);
-  bits = shim_warp(EXCHANGE, mask, bits, source_lane(kind, linear & 31, operand, width), file, line);
+  bits = shim_warp(EXCHANGE, mask, bits, source_lane(kind, shim_lane(), operand, width), file, line);
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
@@ -120,7 +121,10 @@ struct TypeCode {
     static_assert(std::is_arithmetic_v<Value>, "kernels take numbers and pointers to numbers");
     if (std::is_pointer_v<T> && !std::is_const_v<std::remove_pointer_t<T>>) *out++ = 'w';
     if (std::is_pointer_v<T>) *out++ = '*';
-    *out++ = std::is_same_v<Value, bool> ? 'b' : std::is_floating_point_v<Value> ? 'f' : std::is_signed_v<Value> ? 'i' : 'u';
+    *out++ = std::is_same_v<Value, bool>       ? 'b'
+             : std::is_floating_point_v<Value> ? 'f'
+             : std::is_signed_v<Value>         ? 'i'
+                                               : 'u';
     *out++ = '0' + sizeof(Value);
     *out++ = ' ';
   }
@@ -146,8 +150,8 @@ struct Call {
 };
 
 template <class... Types>
-const char* launch(void (*kernel)(Types...), const unsigned* grid, const unsigned* block, void** arguments, int schedule,
-                   unsigned seed) {
+const char* launch(void (*kernel)(Types...), const unsigned* grid, const unsigned* block, void** arguments,
+                   int schedule, unsigned seed) {
   Call<Types...> call{kernel, arguments};
   Launch what{Call<Types...>::body, &call, grid, block, schedule, seed, nullptr, nullptr};
 #if defined(SHIM_POISON)
@@ -157,11 +161,11 @@ const char* launch(void (*kernel)(Types...), const unsigned* grid, const unsigne
 }
 }  // namespace shim
 
-#define SHIM_EXPORT(kernel)                                                                                            \
-  extern "C" __attribute__((visibility("default"))) const char* shim_launch_##kernel(                                  \
-      const unsigned* grid, const unsigned* block, void** arguments, int schedule, unsigned seed) {                    \
-    return shim::launch(kernel, grid, block, arguments, schedule, seed);                                               \
-  }                                                                                                                    \
-  extern "C" __attribute__((visibility("default"))) const char* shim_signature_##kernel() {                            \
-    return shim::signature(kernel);                                                                                    \
+#define SHIM_EXPORT(kernel)                                                                         \
+  extern "C" __attribute__((visibility("default"))) const char* shim_launch_##kernel(               \
+      const unsigned* grid, const unsigned* block, void** arguments, int schedule, unsigned seed) { \
+    return shim::launch(kernel, grid, block, arguments, schedule, seed);                            \
+  }                                                                                                 \
+  extern "C" __attribute__((visibility("default"))) const char* shim_signature_##kernel() {         \
+    return shim::signature(kernel);                                                                 \
   }

@@ -18,8 +18,8 @@ from tqindex.cli.ids import read_ids
 from tqindex.cli.warmup import announce_compilation, compile_kernels
 from tqindex.codec.codec import KINDS, METRICS, SKETCHES
 from tqindex.errors import ArgumentError, TQIndexError, VectorError
-from tqindex.index.index import MAX_K
 from tqindex.index.search import FEW_QUERIES
+from tqindex.index.searching import MAX_K
 from tqindex.kernels.compile import cache_folder
 from tqindex.kernels.cpu import simd_level
 from tqindex.readers import VectorFile, open_vectors

@@ -1,11 +1,11 @@
 """What users pass to an index, checked."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tqindex.checks import as_rows
 from tqindex.errors import ArgumentError, VectorError
 from tqindex.kernels.scan import NO_ID
 
@@ -15,8 +15,8 @@ Int64Array = npt.NDArray[np.int64]
 MAX_ID = NO_ID - 1
 
 
-def as_source(vectors: Any, dim: int) -> Any:
-    """Return something of shape (n, dim) that gives rows by slices."""
+def as_source(vectors: Any, dim: int, as_rows: Callable[[Any, int], Any]) -> Any:
+    """Return something of shape (n, dim) that gives rows by slices; as_rows(vectors, dim) makes it of what does not."""
     if not (hasattr(vectors, "shape") and hasattr(vectors, "__getitem__") and len(vectors.shape) == 2):
         return as_rows(vectors, dim)
     if vectors.shape[1] != dim:

@@ -7,12 +7,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tqindex.checks import as_rows
 from tqindex.errors import ArgumentError, UnknownIdError
 from tqindex.index.arguments import MAX_ID, as_source, distinct_ids
+from tqindex.index.engine import Engine
 from tqindex.index.ids import IdMap
 from tqindex.index.segments import NO_IDS, RowSet
-from tqindex.kernels.encoder import encode_rows
 from tqindex.kernels.threads import check_threads
 
 Int64Array = npt.NDArray[np.int64]
@@ -24,8 +23,8 @@ _BLOCK_BYTES = 32 * 2**20
 class Changing:
     """What `Index` is built on: a state of rows that readers take whole, and that one writer at a time replaces."""
 
-    def __init__(self, rows: RowSet) -> None:
-        self._rows = rows
+    def __init__(self, rows: RowSet, engine: Engine) -> None:
+        self._rows, self._engine = rows, engine
         self._id_map: tuple[RowSet, IdMap] | None = None  # the rows that it is of, and the map
         self._write_lock = Lock()
 
@@ -39,11 +38,12 @@ class Changing:
     ) -> Int64Array:
         workers = check_threads(threads)
         dim = self._rows.codec.dim
-        source = as_source(vectors, dim)
+        source = as_source(vectors, dim, self._engine.as_rows)
         n = source.shape[0]
         if not n:
-            as_rows(source[:0], dim)  # refuses a wrong dtype, as it would for the first block
+            self._engine.as_rows(source[:0], dim)  # refuses a wrong dtype, as it would for the first block
         with self._write_lock:
+            engine = self._engine
             draft = self._rows.draft()
             given = None if ids is None else distinct_ids(ids, n)
             if given is None and draft.next_id + n - 1 > MAX_ID:
@@ -53,11 +53,13 @@ class Changing:
             first_id = draft.next_id
             step = max(1, _BLOCK_BYTES // (4 * dim))
             for start in range(0, n, step):
-                block = as_rows(source[start : start + step], dim, first_row=start, finite=False)
+                block = engine.as_rows(source[start : start + step], dim, first_row=start)
                 block_ids = None if given is None else given[start : start + step]
                 for part, segment, at in draft.reserve(len(block), block_ids, n - start - len(block)):
-                    encode_rows(draft.codec, block[part], draft.metric, segment.rows, workers, start + part.start, at)
-                    segment.keep_originals(block[part], at, start + part.start)
+                    first_row = start + part.start
+                    engine.encode(draft.codec, block[part], draft.metric, segment.rows, workers, first_row, at)
+                    if segment.originals.size:
+                        segment.keep_originals(engine.as_host(block[part]), at, first_row)
                 if progress is not None:
                     progress(start + len(block))
             self._commit(draft)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from tqindex.codec import Codec
+from tqindex.index.engine import Engine
 from tqindex.index.segments import RowSet
 from tqindex.kernels.compile import cache_folder
 from tqindex.kernels.cpu import simd_level
@@ -13,7 +14,9 @@ from tqindex.kernels.threads import available_threads
 FORMAT_VERSION = 2
 
 
-def describe(codec: Codec, metric: str, rows: RowSet, scan: str, scored: float | None) -> dict[str, Any]:
+def describe(
+    codec: Codec, metric: str, rows: RowSet, scan: str, scored: float | None, engine: Engine
+) -> dict[str, Any]:
     """Return what `Index.info` does."""
     segments = rows.all_segments()
     n, n_rows = len(rows), rows.n_rows
@@ -51,6 +54,8 @@ def describe(codec: Codec, metric: str, rows: RowSet, scan: str, scored: float |
         "format_version": FORMAT_VERSION if n < n_rows or rows.originals is not None else 1,
         "scan": scan,
         "rows_scored": scored,
+        "device": engine.device,
+        "on_cpu": list(engine.on_cpu),
         "simd": simd_level(),
         "threads": available_threads(),
         "kernel_cache": None if folder is None else str(folder),

@@ -2,44 +2,34 @@
 
 import os
 from collections.abc import Callable
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from tqindex.checks import as_array, as_rows, check_choice, check_integer, check_number
+from tqindex.checks import check_choice
 from tqindex.codec import Codec
 from tqindex.codec.codec import METRICS, Kind, Scale, Sketch
 from tqindex.codec.effort import Effort
 from tqindex.errors import ArgumentError
 from tqindex.index.arguments import MAX_ID, as_ids, distinct_ids
-from tqindex.index.changing import Changing
 from tqindex.index.compact import compacted, merged
 from tqindex.index.decode import decode_rows
 from tqindex.index.describe import describe
-from tqindex.index.filters import allowed_segments
-from tqindex.index.plan import ScanPlan
-from tqindex.index.ranges import RangeResult, least_float32, search_range
-from tqindex.index.rerank import Fetch, stored_originals
-from tqindex.index.rerank import rerank as rerank_candidates
-from tqindex.index.search import SearchResult, search_rows
-from tqindex.index.segments import NO_IDS, RowSet, Segment
-from tqindex.kernels.threads import check_threads
+from tqindex.index.engine import open_engine
+from tqindex.index.rerank import Fetch
+from tqindex.index.searching import Searching
+from tqindex.index.segments import NO_IDS, RowSet
 
 if TYPE_CHECKING:
     from tqindex.storage.manifest import Manifest
 
-Float32Array = npt.NDArray[np.float32]
 Metric = Literal["ip", "cosine", "l2"]
 
-MAX_K = 2**20
 ORIGINALS = ("float16", "float32")
-#: Bytes of input that `add` reads at a time.
-_BLOCK_BYTES = 32 * 2**20
 
 
-class Index(Changing):
+class Index(Searching):
     """A vector index that needs no training: vectors are encoded one by one and searched exhaustively.
 
     Parameters
@@ -54,11 +44,15 @@ class Index(Changing):
     originals : {"float16", "float32"}, a callable, or None
         Keep the vectors as they came too, for `search(rerank=)`; or fetch them there by a callable, which is given
         ids, int64 (n,), and returns floats (n, dim). A callable is not saved.
+    device : {"cpu", "gpu"} or "gpu:N"
+        Where vectors are encoded and searched; the codes are the same. See `to`. It is not saved.
 
     Raises
     ------
     ArgumentError
         A parameter breaks its rule.
+    DeviceError
+        The GPU cannot be used; the message says why, and what to do.
 
     Examples
     --------
@@ -85,6 +79,7 @@ class Index(Changing):
         seed: int = 0,
         effort: Effort = "plain",
         originals: Literal["float16", "float32"] | Fetch | None = None,
+        device: str = "cpu",
     ) -> None:
         self.metric: Metric = check_choice("metric", metric, METRICS)
         if isinstance(codec, Codec):
@@ -99,10 +94,8 @@ class Index(Changing):
             check_choice("codec", codec, ("mse", "prod"))
             self.codec = Codec(dim, bits, codec, sketch, scale, center, rotation, seed, effort)
         kept = None if originals is None or callable(originals) else check_choice("originals", originals, ORIGINALS)
-        super().__init__(RowSet(self.codec, self.metric, originals=kept))
-        #: Gives the vectors of ids, int64 (n,), to `search(rerank=)` where the index keeps none itself.
-        self.fetch: Fetch | None = originals if callable(originals) else None
-        self._scored: float | None = None  # share of rows that the latest search scored in full
+        rows = RowSet(self.codec, self.metric, originals=kept)
+        super().__init__(rows, open_engine(device), originals if callable(originals) else None)
         #: The directory that this index was loaded from or last saved to, absolute, and its manifest as it was then.
         self._home: tuple[str, Manifest] | None = None
 
@@ -115,6 +108,34 @@ class Index(Changing):
     def bits(self) -> int:
         """Bits per coordinate, sketch included."""
         return self.codec.bits
+
+    @property
+    def device(self) -> str:
+        """Where vectors are encoded and searched: "cpu", or as "gpu:0"."""
+        return self._engine.device
+
+    def to(self, device: str) -> "Index":
+        """Move this index to a device, and return it: no copy is made, and a name for it that was there still holds.
+
+        On a GPU the codes are in its memory from the first search on, as many as fit; the others are sent through it by
+        every search. Host memory keeps all of them, so that moving back costs nothing, and saving, loading, removing
+        and compacting are what they are on the CPU. Searches that run meanwhile end on the device they began on.
+
+        Parameters
+        ----------
+        device : {"cpu", "gpu"} or "gpu:N"
+
+        Raises
+        ------
+        ArgumentError
+            Another name.
+        DeviceError
+            The GPU cannot be used; the index stays where it was.
+        """
+        engine = open_engine(device)
+        with self._write_lock:
+            self._engine = engine
+        return self
 
     @property
     def ids(self) -> npt.NDArray[np.int64]:
@@ -238,103 +259,6 @@ class Index(Changing):
         with self._write_lock:
             self._commit(merged(self._rows, other._rows, lambda ids: self._find(self._rows, ids)))
 
-    @cached_property
-    def _plan(self) -> ScanPlan:
-        return ScanPlan(self.codec, self.metric)
-
-    def search(
-        self,
-        queries: Any,
-        k: int = 10,
-        threads: int | None = None,
-        exact_scan: bool = False,
-        filter: npt.ArrayLike | Callable[[npt.NDArray[np.int64]], npt.ArrayLike] | None = None,  # noqa: A002
-        rerank: int | None = None,
-    ) -> SearchResult:
-        """Find the k best vectors for each query by a scan over all codes.
-
-        Up to 8 queries are answered by reading the codes' leading bit planes first and scoring in full only the rows
-        that these leave in question. Over the random rotation, the probability that any of a query's k best codes is
-        lost that way is at most 1e-6.
-
-        Parameters
-        ----------
-        queries : float16/32/64 of shape (nq, dim) or (dim,)
-        k : int, 1 to 2**20
-        threads : int, optional
-            Default: every CPU that the process may use. The result does not depend on it, except by that 1e-6.
-        exact_scan : bool
-            Score every row in full.
-        filter : array-like or callable, optional
-            The ids that may be found: an array of them (those that are not in the index are ignored); or bools (n,),
-            one per vector in the order of `ids`; or a callable that is given ids, int64, in blocks, and returns bools.
-        rerank : int, optional
-            Find so many candidates first, at least k, and give the k best of them by the exact scores of their
-            original vectors (`originals`).
-
-        Returns
-        -------
-        SearchResult
-            Best first; equal scores by the smaller id. Where k exceeds the number of vectors, ids are -1 at the end.
-
-        Raises
-        ------
-        VectorError
-            Wrong width or dtype, NaN or inf, a norm above 2**60, a zero query under "cosine".
-        ArgumentError
-            k, threads or rerank out of range, a filter of another form, `rerank` without originals.
-        """
-        k = check_integer("k", k, 1, MAX_K)
-        wanted = k if rerank is None else check_integer("rerank", rerank, k, MAX_K)
-        workers = check_threads(threads)
-        queries = as_array(queries, "queries")
-        rows, held = as_rows(queries, self.dim, "queries", finite=False), self._rows
-        segments = self._allowed(held, filter)
-        scores, ids, self._scored = search_rows(self._plan, segments, rows, wanted, workers, exact_scan)
-        if rerank is not None:
-            fetch = self.fetch or stored_originals(held, self._find_all)
-            scores, ids = rerank_candidates(rows, ids, k, self.metric, fetch)
-        if self.metric == "l2":
-            scores *= np.float32(-2.0)
-        return SearchResult(scores[0], ids[0]) if queries.ndim == 1 else SearchResult(scores, ids)
-
-    def range_search(
-        self,
-        queries: Any,
-        threshold: float,
-        filter: npt.ArrayLike | Callable[[npt.NDArray[np.int64]], npt.ArrayLike] | None = None,  # noqa: A002
-        threads: int | None = None,
-    ) -> RangeResult:
-        """Find all vectors whose scores are at least `threshold`; under "l2" whose distances are at most that.
-
-        Parameters
-        ----------
-        queries : float16/32/64 of shape (nq, dim) or (dim,)
-        threshold : float; inf and -inf are allowed
-        filter, threads : as for `search`
-
-        Returns
-        -------
-        RangeResult
-            (lims, scores, ids) as faiss gives them; each query's best first, equal scores by the smaller id.
-
-        Raises
-        ------
-        VectorError, ArgumentError
-            As `search`; a threshold that is not a number.
-        """
-        workers, least = check_threads(threads), check_number("threshold", threshold)
-        rows, held = as_rows(queries, self.dim, "queries"), self._rows
-        segments = self._allowed(held, filter)
-        if self.metric == "l2":
-            found = search_range(self._plan, segments, rows, least_float32(-least / 2), workers)
-            return found._replace(scores=found.scores * np.float32(-2.0))
-        return search_range(self._plan, segments, rows, least_float32(least), workers)
-
-    def _allowed(self, rows: RowSet, given: Any) -> list[Segment]:
-        """Return the segments with the rows that a filter allows."""
-        return rows.all_segments() if given is None else allowed_segments(given, rows, lambda: self._map(rows))
-
     def reconstruct(self, ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Return the vectors that the codes stand for, float32 (n, dim), or (dim,) for a single id.
 
@@ -355,8 +279,9 @@ class Index(Changing):
 
         "scan" says how up to 8 queries are answered, "cascade" or "full"; "rows_scored" is the share of rows that the
         latest search scored in full, 1 for a full scan (slightly more where a cascade turned into one), or None.
+        "device" is where vectors are encoded and searched, "on_cpu" what the CPU does all the same.
         """
-        return describe(self.codec, self.metric, self._rows, self._plan.name, self._scored)
+        return describe(self.codec, self.metric, self._rows, self._plan.name, self._scored, self._engine)
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Write the index to a directory, atomically: after a crash there is the old state or the new one.

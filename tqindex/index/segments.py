@@ -80,15 +80,13 @@ class Segment:
         return bits.astype(np.bool_)
 
     def keep_originals(self, vectors: npt.NDArray[np.float32], at: int, first_row: int) -> None:
-        """Write vectors as the originals of the rows from `at` on, if these are kept; messages count from `first_row`.
+        """Write vectors as the originals of the rows from `at` on, which are kept; messages count from `first_row`.
 
         Raises
         ------
         VectorError
             A number is too large for float16.
         """
-        if not self.originals.size:
-            return
         with np.errstate(over="ignore"):
             self.originals[at : at + len(vectors)] = vectors
         check_finite(self.originals[at : at + len(vectors)], "vectors", first_row)

@@ -1,0 +1,284 @@
+// Vectors to codes and queries to int8, equal bit for bit to tqindex.codec.codec: arithmetic is part of the format, so
+// this file is compiled without contraction to fused multiply-adds. A vector is read once, its codes are written once;
+// between them it stays in shared memory, ROWS rows to a block.
+//
+// BITS: of the codebook. ROTATION, SKETCH: kinds of projection (rotate.cuh); without a sketch SKETCH is -1.
+// HALF: 1 where vectors are float16. DIM, BLOCK, ROWS: see team.cuh.
+#include "common.cuh"
+#include "team.cuh"
+#include "rotate.cuh"
+
+// Bits of `form`: what the codec and the metric ask for.
+constexpr int NORMALISED = 1, SQUARED = 2, CENTRED = 4, UNBIASED = 8, GAUSSIAN = 16;
+// Places of `refused`: the first row that has NaN or inf, is zero where it needs a direction, or is too long.
+constexpr int NOT_FINITE = 0, NO_DIRECTION = 1, TOO_LONG = 2;
+constexpr double LARGEST_NORM = 1152921504606846976.0;  // 2**60, MAX_NORM of tqindex.checks
+constexpr double LARGEST_DOUBLE = 1.7976931348623157e308;
+
+constexpr bool HAS_SKETCH = SKETCH >= 0, UNIFORM = BITS == 8;
+constexpr int CODES = 1 << BITS;
+constexpr int PLANES = BITS + HAS_SKETCH, LEADING = PLANES < 2 ? PLANES : 2, OTHERS = PLANES - LEADING;
+constexpr int PLANE_BYTES = (DIM + 7) / 8, PLANE_WORDS = (DIM + 31) / 32;
+// How many projections of the sketch's kind come before it.
+constexpr int SKETCH_NUMBER = SKETCH == ROTATION;
+
+// -- input
+
+__device__ __forceinline__ float to_float(float value) { return value; }
+
+// A float16: its bits in the place of a float's have an exponent that is 112 too small.
+__device__ __forceinline__ float to_float(unsigned short half) {
+  const unsigned magnitude = half & 0x7fffu, sign = (half & 0x8000u) << 16;
+  const unsigned finite = __float_as_uint(__uint_as_float(magnitude << 13) * 0x1p112f);
+  return __uint_as_float(sign | (magnitude < 0x7c00u ? finite : magnitude << 13 | 0x7f800000u));
+}
+
+#if HALF
+typedef unsigned short Input;
+#else
+typedef float Input;
+#endif
+
+struct Refusals {
+  unsigned long long* first;  // (3,), at first the largest number
+  __device__ __forceinline__ void add(int kind, long long row) const {
+    atomicMin(&first[kind], static_cast<unsigned long long>(row));
+  }
+};
+
+__device__ __forceinline__ double quotient(double a, double b) { return b != 0.0 ? a / b : 0.0; }
+
+__device__ __forceinline__ void scale_row(float* x, double factor) {
+  for (int j = member(); j < DIM; j += TEAM) x[place(j)] = (float)((double)x[place(j)] * factor);
+}
+
+struct Prepared {
+  double square, norm;  // after normalisation and centring; 0 where the row is refused
+  double along;         // with the centre: of vectors after centring, of queries before
+};
+
+// Reads the team's row to shared memory, normalises it if the metric does, and subtracts the centre. Rows that are
+// refused become zeros. `live`: whether the team has a row at all.
+template <bool QUERIES, class Value>
+__device__ __forceinline__ Prepared prepare_row(const Value* row, bool live, long long number, const float* center,
+                                                int form, Refusals refused) {
+  float* x = coordinates[team()];
+  for (int j = member(); j < DIM; j += TEAM) x[place(j)] = live ? to_float(row[j]) : 0.0f;
+  const auto square = [&] {
+    return sum_team([&](int, int j) { return (double)x[place(j)] * (double)x[place(j)]; });
+  };
+  const auto along_center = [&] {
+    return sum_team([&](int, int j) { return (double)x[place(j)] * (double)center[j]; });
+  };
+  Prepared prepared = {0.0, 0.0, 0.0};
+  if (form & NORMALISED) {
+    const double length = sqrt(square());
+    if (live && length == 0.0 && member() == 0) refused.add(NO_DIRECTION, number);
+    scale_row(x, quotient(1.0, length));
+  }
+  if (form & CENTRED) {
+    if (QUERIES) prepared.along = along_center();
+    for (int j = member(); j < DIM; j += TEAM) x[place(j)] -= center[j];
+    if (!QUERIES) prepared.along = along_center();
+  }
+  prepared.square = square();
+  prepared.norm = sqrt(prepared.square);
+  const bool usable = prepared.norm <= LARGEST_NORM;  // false for NaN too
+  if (__syncthreads_or(!usable)) {
+    // Squares of floats do not overflow a double, so that a sum of magnitudes is finite if all its terms are.
+    const double sum = sum_team([&](int, int j) { return live ? fabs((double)to_float(row[j])) : 0.0; });
+    if (!usable) {
+      if (live && member() == 0) refused.add(sum <= LARGEST_DOUBLE ? TOO_LONG : NOT_FINITE, number);
+      for (int j = member(); j < DIM; j += TEAM) x[place(j)] = 0.0f;
+      prepared = {0.0, 0.0, 0.0};
+    }
+  }
+  return prepared;
+}
+
+// -- quantisation
+
+// A coordinate's code: how many boundaries are at most y. book: the boundaries, CODES - 1 of them, then the levels.
+__device__ __forceinline__ int find_code(float y, const float* book, float step) {
+  if constexpr (UNIFORM) {  // the boundaries are a grid's, and the quotient is at most one off
+    const float cell = floorf(y / step), end = CODES / 2;
+    int code = (int)(cell < -end ? -end : cell < end ? cell : end - 1.0f) + CODES / 2;
+    if (code > 0 && y < book[code - 1]) --code;
+    if (code < CODES - 1 && y >= book[code]) ++code;
+    return code;
+  } else {
+    int code = 0;
+#pragma unroll
+    for (int i = 0; i < CODES - 1; ++i) code += y >= book[i];
+    return code;
+  }
+}
+
+__device__ __forceinline__ float level_of(int code, const float* book) {
+  return UNIFORM ? code - (CODES - 1) / 2.0f : book[CODES - 1 + code];
+}
+
+// Packs the bits of 32 neighbouring coordinates, one to a lane: plane FIRST has the most significant of COUNT bits.
+template <int FIRST, int COUNT>
+__device__ __forceinline__ void pack_bits(unsigned (*planes)[PLANE_WORDS], int code, int j) {
+  const int lane = threadIdx.x % 32, word = (j - lane) / 32;
+  unsigned own = 0;
+#pragma unroll
+  for (int plane = 0; plane < COUNT; ++plane) {
+    const unsigned bits = __ballot_sync(WHOLE_WARP, code >> (COUNT - 1 - plane) & 1);
+    if (lane == plane) own = bits;
+  }
+  if (lane < COUNT && word < PLANE_WORDS) planes[FIRST + lane][word] = own;
+}
+
+// -- output: the stored layout, tqindex.kernels.rows: StoredRows
+
+#if (DIM + 7) / 8 % 4
+typedef unsigned char Unit;
+#else
+typedef unsigned Unit;
+#endif
+constexpr int UNIT = sizeof(Unit), UNITS = PLANE_BYTES / UNIT;
+
+// The stored rows of a block are first, first + 1, ..., of which those from `start` on and before `stop` are written.
+struct Target {
+  long long first, start, stop;
+  __device__ __forceinline__ bool has(int r) const { return first + r >= start && first + r < stop; }
+};
+
+__device__ __forceinline__ void store_planes(const unsigned (*planes)[PLANES][PLANE_WORDS], Target target,
+                                             unsigned char* lead, long long stored_blocks, unsigned char* rest) {
+  for (int i = threadIdx.x; i < LEADING * ROWS * UNITS; i += BLOCK) {
+    // Neighbouring threads take the rows of a word, which are neighbours in memory.
+    const int r = i % ROWS, unit = i / ROWS % UNITS, plane = i / (ROWS * UNITS);
+    if (!target.has(r)) continue;
+    const long long row = target.first + r, block = plane * stored_blocks + row / STORED_BLOCK;
+    const int at = lead_place(unit * UNIT, row % STORED_BLOCK, PLANE_BYTES);
+    *reinterpret_cast<Unit*>(lead + block * (STORED_BLOCK * PLANE_BYTES) + at) =
+        reinterpret_cast<const Unit*>(planes[r][plane])[unit];
+  }
+  for (int i = threadIdx.x; i < ROWS * OTHERS * UNITS; i += BLOCK) {
+    const int r = i / (OTHERS * UNITS), unit = i % (OTHERS * UNITS);
+    if (!target.has(r)) continue;
+    reinterpret_cast<Unit*>(rest + (target.first + r) * (OTHERS * PLANE_BYTES))[unit] =
+        reinterpret_cast<const Unit*>(planes[r][LEADING + unit / UNITS])[unit % UNITS];
+  }
+}
+
+// Encodes n vectors as the stored rows from `at` on.
+//
+// vectors: (n, DIM). center: (DIM,), read if CENTRED. book: as find_code has it. permutations, signs, columns: see
+// Projections. gaussian_factor: sqrt(pi / 2). lead: (LEADING, stored_blocks, 8 * PLANE_BYTES). rest:
+// (rows, OTHERS * PLANE_BYTES). scales, sketch_scales, offsets: (rows,), the latter two where there are any. Block b
+// takes the rows from (at / ROWS + b) * ROWS on.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+encode_rows(const Input* __restrict__ vectors, long long n, long long at, const float* __restrict__ center,
+            const float* __restrict__ book, const unsigned short* __restrict__ permutations,
+            const unsigned* __restrict__ signs, const float* __restrict__ columns, float sign_scale, double step,
+            double gaussian_factor, int form, unsigned char* lead, long long stored_blocks, unsigned char* rest,
+            float* scales, float* sketch_scales, float* offsets, unsigned long long* refused) {
+  __shared__ unsigned planes[ROWS][PLANES][PLANE_WORDS];
+  __shared__ float entries[2 * CODES - 1];
+  const Projections projections = {permutations, signs, columns, sign_scale};
+  const Target target = {(at / ROWS + blockIdx.x) * ROWS, at, at + n};
+  const long long stored = target.first + team(), number = stored - at;
+  const bool live = target.has(team()), writes = live && member() == 0;
+  float* x = coordinates[team()];
+  for (int i = threadIdx.x; i < 2 * CODES - 1; i += BLOCK) entries[i] = book[i];
+
+  const double root = sqrt((double)DIM);
+  const Prepared row = prepare_row<false>(vectors + number * DIM, live, number, center, form, Refusals{refused});
+  const double norm = row.norm;
+  if (writes && form & SQUARED) offsets[stored] = (float)(-0.5 * (norm * norm));
+  if (writes && !(form & SQUARED) && form & CENTRED) offsets[stored] = (float)row.along;
+  scale_row(x, quotient(root, norm));
+  project_rows<ROTATION, 0>(projections);
+
+  float levels[SLOTS];
+#pragma unroll
+  for (int slot = 0; slot < SLOTS; ++slot) {
+    const int j = member() + slot * TEAM;
+    int code = j < DIM ? find_code(x[place(j)], entries, (float)step) : 0;
+    levels[slot] = level_of(code, entries);
+    if (j >= DIM || norm == 0.0) code = 0;
+    pack_bits<0, BITS>(planes[team()], code, j);
+  }
+  const bool unbiased = form & UNBIASED;
+  double factor = 1.0;
+  if (unbiased || HAS_SKETCH) {
+    const double along =
+        sum_team([&](int slot, int j) { return (double)x[place(j)] * (double)levels[slot]; }) * step;
+    if (unbiased) factor = quotient((double)DIM, along);
+    if constexpr (HAS_SKETCH) {
+      const double square = sum_team([&](int slot, int) { return (double)levels[slot] * (double)levels[slot]; });
+      factor = unbiased ? quotient(along, square * (step * step)) : 1.0;
+    }
+  }
+  if (writes) scales[stored] = norm == 0.0 ? 0.0f : (float)(norm / root * factor);
+
+  if constexpr (HAS_SKETCH) {
+    const float value = (float)(factor * step);
+#pragma unroll
+    for (int slot = 0; slot < SLOTS; ++slot) {
+      const int j = member() + slot * TEAM;
+      if (j < DIM) x[place(j)] -= value * levels[slot];
+    }
+    const double square = sum_team([&](int, int j) { return (double)x[place(j)] * (double)x[place(j)]; });
+    project_rows<SKETCH, SKETCH_NUMBER>(projections);
+    const double magnitude = sum_team([&](int, int j) { return fabs((double)x[place(j)]); });
+    const double share = form & GAUSSIAN ? gaussian_factor * sqrt(square) / DIM : quotient(square, magnitude);
+    if (writes) sketch_scales[stored] = norm == 0.0 ? 0.0f : (float)(norm / root * share);
+#pragma unroll
+    for (int slot = 0; slot < SLOTS; ++slot) {
+      const int j = member() + slot * TEAM;
+      pack_bits<BITS, 1>(planes[team()], j < DIM && norm != 0.0 && x[place(j)] >= 0.0f, j);
+    }
+  }
+  __syncthreads();
+  store_planes(planes, target, lead, stored_blocks, rest);
+}
+
+// Rounds the team's row to integers in [-127, 127], each `step` wide, and pads it with zeros to `depth`.
+struct Rounded {
+  double step;
+  int sum;
+};
+__device__ __forceinline__ Rounded round_row(bool live, long long number, signed char* levels, int depth) {
+  const float* x = coordinates[team()];
+  const double largest = combine_team(Larger(), [&](int, int j) { return fabs((double)x[place(j)]); });
+  const double factor = quotient(127.0, largest);
+  const auto round = [&](int j) { return rint((double)x[place(j)] * factor); };
+  for (int j = member(); live && j < depth; j += TEAM) {
+    levels[number * depth + j] = j < DIM ? (signed char)round(j) : 0;
+  }
+  // Sums of integers are exact in a double.
+  return {largest / 127.0, (int)sum_team([&](int, int j) { return round(j); })};
+}
+
+// Centres, rotates and rounds n queries: tqindex.codec.Codec.encode_queries.
+//
+// queries: (n, DIM). step: the codebook's, halved where the codebook has an offset. levels, sketch_levels: (n, depth).
+// steps, sums, biases, sketch_steps: (n,). The rest as encode_rows has it.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+encode_queries(const float* __restrict__ queries, long long n, const float* __restrict__ center,
+               const unsigned short* __restrict__ permutations, const unsigned* __restrict__ signs,
+               const float* __restrict__ columns, float sign_scale, double step, int form, int depth,
+               signed char* levels, float* steps, int* sums, float* biases, signed char* sketch_levels,
+               float* sketch_steps, unsigned long long* refused) {
+  const Projections projections = {permutations, signs, columns, sign_scale};
+  const long long number = (long long)blockIdx.x * ROWS + team();
+  const bool live = number < n, writes = live && member() == 0;
+  const Prepared row = prepare_row<true>(queries + number * DIM, live, number, center, form, Refusals{refused});
+  project_rows<ROTATION, 0>(projections);
+  const Rounded rounded = round_row(live, number, levels, depth);
+  if (writes) {
+    steps[number] = (float)(rounded.step * step);
+    sums[number] = rounded.sum;
+    biases[number] = (float)(form & SQUARED ? -0.5 * row.square : row.along);
+  }
+  if constexpr (HAS_SKETCH) {
+    project_rows<SKETCH, SKETCH_NUMBER>(projections);
+    const Rounded sketched = round_row(live, number, sketch_levels, depth);
+    if (writes) sketch_steps[number] = (float)sketched.step;
+  }
+}

@@ -1,0 +1,94 @@
+"""`GpuEngine`: what an index on a GPU encodes and searches with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tqindex.checks import check_rows
+from tqindex.codec import Codec
+from tqindex.gpu.arrays import take_array
+from tqindex.gpu.cuda import open_device
+from tqindex.gpu.encode import Encoder
+from tqindex.gpu.runtime import Runtime
+from tqindex.gpu.transfer import encode_to_host
+from tqindex.kernels.rows import StoredRows
+
+#: What the engines that are opened run on, in the place of a CUDA device. Only `run_on` sets it.
+_given: ContextVar[Runtime | None] = ContextVar("runtime", default=None)
+
+
+@contextmanager
+def run_on(runtime: Runtime) -> Iterator[None]:
+    """Have every GPU that is opened inside be this runtime: for tests, which have none; `Index.device` tells it."""
+    token = _given.set(runtime)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+class GpuEngine:
+    """One index's use of one device; `tqindex.index.engine.Engine` describes the methods.
+
+    Rows and queries are checked, encoded and scored on the device. Arrays that come from host memory are sent there.
+    """
+
+    on_cpu = ("filter bits", "rerank", "reconstruct", "remove", "compact", "merge")
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.device = runtime.name.replace("cuda", "gpu")
+        self._runtime = runtime
+        self._lock = Lock()  # streams and copies of segments are for one call at a time
+        self._encoder: tuple[Codec, str, Encoder] | None = None
+
+    @classmethod
+    def open(cls, number: int | None) -> "GpuEngine":
+        """Return an engine on a device, by default on the first.
+
+        Raises
+        ------
+        DeviceError
+            The device cannot be used; the message says why, and what to do.
+        """
+        return cls(_given.get() or open_device(number or 0))
+
+    def as_array(self, vectors: Any, name: str) -> Any:
+        """Return device memory as the device's array, anything else as NumPy's."""
+        return take_array(self._runtime, vectors, name)
+
+    def as_rows(self, vectors: Any, dim: int, name: str = "vectors", first_row: int = 0) -> Any:
+        """Return the array as (n, dim), of the float type and where it is."""
+        del first_row  # what would name a row is left to the device
+        return check_rows(self.as_array(vectors, name), dim, name)
+
+    def as_host(self, array: Any) -> npt.NDArray[Any]:
+        """Return an array as NumPy's."""
+        if isinstance(array, np.ndarray):
+            return array
+        with self._runtime.guard():
+            return self._runtime.download(array)
+
+    def as_output(self, array: npt.NDArray[Any]) -> Any:
+        """Send a NumPy array to the device."""
+        with self._runtime.guard():
+            return self._runtime.upload(array)
+
+    def encode(
+        self, codec: Codec, rows: Any, metric: str, out: StoredRows, threads: int, first_row: int, at: int
+    ) -> None:
+        """Encode on the device, and bring the codes to `out`."""
+        del threads
+        with self._lock, self._runtime.guard():
+            encode_to_host(self._runtime, self._encoder_of(codec, metric), rows, out, first_row, at)
+
+    def _encoder_of(self, codec: Codec, metric: str) -> Encoder:
+        known = self._encoder
+        if known is None or known[0] is not codec or known[1] != metric:
+            known = codec, metric, Encoder(self._runtime, codec, metric)
+            self._encoder = known
+        return known[2]

@@ -1,0 +1,81 @@
+// Rows in shared memory, each with a team of whole warps, and sums over a row whose order is part of the format.
+//
+// DIM: coordinates of a row. BLOCK: threads of a block. ROWS: rows of a block, a power of two up to 8.
+
+constexpr int TEAM = BLOCK / ROWS;
+// A thread owns the coordinates member(), member() + TEAM, ...
+constexpr int SLOTS = (DIM + TEAM - 1) / TEAM;
+
+constexpr int round_up_to_power(int n) { return n <= 1 ? 1 : 2 * round_up_to_power((n + 1) / 2); }
+
+// The row of a block that this thread works on, and which of that row's threads it is.
+__device__ __forceinline__ int team() { return threadIdx.x / TEAM; }
+__device__ __forceinline__ int member() { return threadIdx.x % TEAM; }
+
+// Waits for the row's other threads.
+__device__ __forceinline__ void sync_team() {
+  if (TEAM == 32) {
+    __syncwarp();
+  } else {
+    __syncthreads();
+  }
+}
+
+// One place in 33 stays empty, so that threads which each take 16 neighbours do not wait for the same bank.
+__device__ __forceinline__ int place(int j) { return j + (j >> 5); }
+constexpr int PITCH = DIM + (DIM - 1) / 32;
+
+__shared__ float coordinates[ROWS][PITCH];
+__shared__ double team_values[BLOCK];
+
+struct Add {
+  __device__ __forceinline__ double operator()(double a, double b) const { return a + b; }
+};
+struct Larger {
+  __device__ __forceinline__ double operator()(double a, double b) const { return a < b ? b : a; }
+};
+
+// Combines terms as tree_sum of tqindex.codec.sums does: the axis is padded to a power of two, then its upper half joins
+// its lower half until one is left. So a thread's own terms come first, then the same lanes of all warps, then lanes.
+// term(slot, j): of coordinate j, the thread's own number `slot`. Padding is -0, which changes no sum.
+template <int SLOT, int STRIDE, class Combine, class Term>
+__device__ __forceinline__ double combine_own(Combine combine, Term term) {
+  if constexpr (STRIDE < round_up_to_power(SLOTS)) {
+    const double lower = combine_own<SLOT, 2 * STRIDE>(combine, term);
+    return combine(lower, combine_own<SLOT + STRIDE, 2 * STRIDE>(combine, term));
+  } else {
+    const int j = member() + SLOT * TEAM;
+    return j < DIM ? term(SLOT, j) : -0.0;
+  }
+}
+
+template <int WARP, int STRIDE, class Combine>
+__device__ __forceinline__ double combine_warps(Combine combine) {
+  if constexpr (STRIDE < TEAM / 32) {
+    const double lower = combine_warps<WARP, 2 * STRIDE>(combine);
+    return combine(lower, combine_warps<WARP + STRIDE, 2 * STRIDE>(combine));
+  } else {
+    return team_values[team() * TEAM + WARP * 32 + threadIdx.x % 32];
+  }
+}
+
+// The same value for every thread of a team; all threads of the block must call it.
+template <class Combine, class Term>
+__device__ __forceinline__ double combine_team(Combine combine, Term term) {
+  double value = combine_own<0, 1>(combine, term);
+  if constexpr (TEAM > 32) {
+    __syncthreads();  // all have read the values of the call before
+    team_values[threadIdx.x] = value;
+    __syncthreads();
+    value = combine_warps<0, 1>(combine);
+  }
+  for (int distance = 16; distance > 0; distance /= 2) {
+    value = combine(value, __shfl_xor_sync(WHOLE_WARP, value, distance));
+  }
+  return value;
+}
+
+template <class Term>
+__device__ __forceinline__ double sum_team(Term term) {
+  return combine_team(Add(), term);
+}
