@@ -1,5 +1,6 @@
 """The best k on the device: selected from candidates, kept in order; the launches of `best.cu`."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 from tqindex.gpu.runtime import Kernel, Runtime
 from tqindex.kernels.scan import NO_ID
 
+_SELECT, _SORT_RUNS, _MERGE_RUNS = (Kernel("best.cu", name) for name in ("select_best", "sort_runs", "merge_runs"))
 _THREADS = 256
 #: What a block sorts in shared memory.
 RUN = 2048
@@ -16,7 +18,6 @@ RUN = 2048
 _BLOCKS, _SLICE, _SLICE_RESULTS = 256, 16_384, 8
 #: Bits of `form` in best.cu.
 _HAS_NUMBERS, _HAS_ENTRY_IDS, _HAS_IDS, _HAS_COUNTS = 1, 2, 4, 8
-_MOST_GRID_ROWS = 65_535
 
 
 class Best(NamedTuple):
@@ -54,6 +55,11 @@ class Candidates:
     counts: Any = None
 
 
+def specialisations() -> Iterator[Kernel]:
+    """Yield every kernel of this module."""
+    yield from (_SELECT, _SORT_RUNS, _MERGE_RUNS)
+
+
 def no_best(runtime: Runtime, nq: int, k: int) -> Best:
     """Return room for the k best of nq queries, empty."""
     xp = runtime.xp
@@ -73,6 +79,14 @@ def keep_best(runtime: Runtime, best: Best, candidates: Candidates) -> Best:
             candidates = Candidates(found.scores.reshape(nq, -1), entry_ids=found.ids.reshape(nq, -1))
     found = _select(runtime, best, candidates, k, 1)
     return found if k <= RUN else _sort(runtime, found)
+
+
+def join_best(runtime: Runtime, parts: Sequence[Best]) -> Best:
+    """Return the best of several, of the same queries and k."""
+    if len(parts) == 1:
+        return parts[0]
+    scores, ids = (runtime.xp.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
+    return keep_best(runtime, no_best(runtime, *parts[0].scores.shape), Candidates(scores, entry_ids=ids))
 
 
 def count_slices(nq: int, m: int, k: int) -> int:
@@ -106,15 +120,15 @@ def _select(runtime: Runtime, best: Best, candidates: Candidates, k: int, slices
         np.int32(k),
         *out,
     )
-    runtime.function(Kernel("best.cu", "select_best"))((nq, slices), (_THREADS,), arguments)
+    runtime.function(_SELECT)((nq, slices), (_THREADS,), arguments)
     return out
 
 
 def _sort(runtime: Runtime, best: Best) -> Best:
     """Put more than RUN entries of each query in order: runs, then merges of two, four, ... of them."""
     xp, (nq, k) = runtime.xp, best.scores.shape
-    runtime.function(Kernel("best.cu", "sort_runs"))((nq, -(-k // RUN)), (_THREADS,), (*best, np.int64(k)))
-    merge, run = runtime.function(Kernel("best.cu", "merge_runs")), RUN
+    runtime.function(_SORT_RUNS)((nq, -(-k // RUN)), (_THREADS,), (*best, np.int64(k)))
+    merge, run = runtime.function(_MERGE_RUNS), RUN
     other = Best(xp.empty((nq, k), np.float32), xp.empty((nq, k), np.int64))
     while run < k:
         merge((-(-k // _THREADS), nq), (_THREADS,), (*best, np.int64(k), np.int64(run), *other))

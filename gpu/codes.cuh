@@ -41,10 +41,10 @@ __device__ __forceinline__ unsigned load_lead_half(const unsigned char* block, i
 }
 
 // 8 bytes of a row's plane in its block, 0 beyond its width.
-__device__ __forceinline__ uint2 load_lead_word(const unsigned char* block, int lane, int width, int word) {
-  if (word < width >> 3) return reinterpret_cast<const uint2*>(block)[STORED_BLOCK * word + lane];
-  return make_uint2(load_lead_half(block, lane, width, WORD_HALVES * word),
-                    load_lead_half(block, lane, width, WORD_HALVES * word + 1));
+__device__ __forceinline__ unsigned long long load_lead_word(const unsigned char* block, int lane, int width, int word) {
+  if (word < width >> 3) return reinterpret_cast<const unsigned long long*>(block)[STORED_BLOCK * word + lane];
+  const unsigned low = load_lead_half(block, lane, width, WORD_HALVES * word);
+  return (unsigned long long)load_lead_half(block, lane, width, WORD_HALVES * word + 1) << HALF | low;
 }
 
 // Of an array of whole ints the 4 bytes from byte `at` on, of which only the first `count` are wanted.
@@ -117,7 +117,7 @@ __device__ __forceinline__ float sketch_score(float scale, const QuerySides& que
   return part_of_score(scale, query.sketch_step, 2 * product - query.sketch_sum);
 }
 
-// reals: (nq, 3), step, sketch_step and bias; integers: (nq, 2), sum and sketch_sum.
+// reals, integers: as order_queries in codes.cu writes them.
 __device__ __forceinline__ QuerySides load_sides(const float* reals, const int* integers, long long query) {
-  return {reals[3 * query], reals[3 * query + 1], reals[3 * query + 2], integers[2 * query], integers[2 * query + 1]};
+  return {reals[3 * query], reals[3 * query + 1], reals[3 * query + 2], integers[3 * query], integers[3 * query + 1]};
 }

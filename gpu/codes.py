@@ -1,64 +1,37 @@
-"""Codes and queries as the scans' kernels take them; the twin of `codes.cuh`."""
+"""Rows and queries as the scans' kernels take them; the launches of `codes.cu`."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tqindex.codec import Codec
+from tqindex.codec.codebook import WIDTHS
+from tqindex.codec.codec import PROD_BITS
 from tqindex.codec.codes import QueryCodes
-from tqindex.codec.packing import BLOCK, plane_bytes
-from tqindex.gpu.runtime import Runtime
+from tqindex.codec.packing import plane_bytes
+from tqindex.gpu.rows import DeviceCodes, DeviceSegment
+from tqindex.gpu.runtime import Kernel, Runtime
 
-#: Coordinates of a half, from which a step takes every eighth; queries are padded to whole chunks of them.
-_HALF, _STEPS, _CHUNK = 32, 8, 128
-#: Queries are padded to a whole tile.
-_TILE_QUERIES = 64
+_THREADS = 256
+#: Coordinates are padded with zeros to what is in shared memory at a time.
+_CHUNK = 128
 _LEVELS = 16
-
-
-@dataclass(frozen=True, eq=False)
-class DeviceRows:
-    """Rows in the device's memory, in the stored layout; arrays of size 0 stand for what there is not.
-
-    Attributes
-    ----------
-    lead, rest, scales, sketch_scales, offsets : as `tqindex.kernels.rows.StoredRows`
-        Each begins at a multiple of 8 bytes, and rest is a whole number of ints.
-    ids, live : as `tqindex.index.segments.Segment`
-    first_id, n, n_live : int
-    """
-
-    lead: Any
-    rest: Any
-    scales: Any
-    sketch_scales: Any
-    offsets: Any
-    ids: Any
-    live: Any
-    first_id: int
-    n: int
-    n_live: int
-
-    def arguments(self, codec: Codec) -> tuple[Any, ...]:
-        """Return what kernels take of all rows: codes, their layout, and side numbers."""
-        leading, blocks = self.lead.shape[:2]
-        sides = self.scales, self.sketch_scales, self.offsets, np.int32(self.offsets.size > 0)
-        return self.lead, self.rest, np.int64(blocks), np.int32(leading), np.int32(plane_bytes(codec.dim)), *sides
+_ORDER_QUERIES, _LIST_LIVE = Kernel("codes.cu", "order_queries"), Kernel("codes.cu", "list_live")
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceQueries:
-    """Queries in the device's memory.
+    """Queries on the device, in the form of the scans.
 
     Attributes
     ----------
-    levels, sketch_levels : int8 (nq padded, depth), the coordinates of each 32 in the order in which codes are expanded
+    levels, sketch_levels : int8 (nq, depth), sketch levels of kind "prod" only
+        Of every 32 coordinates 0, 8, 16, 24, then 1, 9, ...: the order in which codes are expanded.
     reals : float32 (nq, 3), step, sketch step and bias
-    integers : int32 (nq, 2), sums of levels and of sketch levels
-    table : uint32 (4,), the codebook's levels, int8
-    codes : QueryCodes, what they were made from
+    integers : int32 (nq, 3), sum, sketch sum and sum of squares of the levels
+    table : uint32 (4,), the codebook's int8 levels
     """
 
     levels: Any
@@ -66,10 +39,9 @@ class DeviceQueries:
     reals: Any
     integers: Any
     table: Any
-    codes: QueryCodes
 
     def __len__(self) -> int:
-        return len(self.codes)
+        return len(self.reals)
 
     @property
     def depth(self) -> int:
@@ -78,31 +50,44 @@ class DeviceQueries:
 
     @classmethod
     def of(cls, runtime: Runtime, codec: Codec, queries: QueryCodes) -> "DeviceQueries":
-        """Upload queries."""
-        nq, sketch = len(queries), queries.sketch_levels
-        reals, integers = np.zeros((nq, 3), np.float32), np.zeros((nq, 2), np.int32)
-        reals[:, 0], reals[:, 2], integers[:, 0] = queries.steps, queries.biases, queries.sums
-        if sketch is not None and queries.sketch_steps is not None:
-            reals[:, 1], integers[:, 1] = queries.sketch_steps, sketch.sum(axis=1, dtype=np.int32)
-        table = np.zeros(_LEVELS, np.int8)
-        if codec.codebook.bits < 8:
-            table[: len(codec.codebook.levels)] = codec.codebook.levels
-        arrays = order_by_steps(queries.levels), order_by_steps(queries.levels[:0] if sketch is None else sketch)
-        uploaded = (runtime.upload(array) for array in (*arrays, reals, integers, table.view(np.uint32)))
-        return cls(*uploaded, queries)
+        """Bring queries, whose arrays are the device's, to the form of the scans."""
+        xp, (nq, columns), sketch = runtime.xp, queries.levels.shape, queries.sketch_levels is not None
+        depth = -(-columns // _CHUNK) * _CHUNK
+        levels, sketch_levels = xp.empty((nq, depth), np.int8), xp.empty((nq * sketch, depth), np.int8)
+        reals, integers = xp.empty((nq, 3), np.float32), xp.empty((nq, 3), np.int32)
+        given = (
+            queries.levels,
+            queries.steps,
+            queries.sums,
+            queries.biases,
+            queries.sketch_levels if sketch else sketch_levels,
+            queries.sketch_steps if sketch else xp.empty(0, np.float32),
+        )
+        if nq:
+            sizes = np.int32(sketch), np.int32(columns), np.int32(depth)
+            arguments = *given, *sizes, levels, sketch_levels, reals, integers
+            runtime.function(_ORDER_QUERIES)((nq,), (_THREADS,), arguments)
+        return cls(levels, sketch_levels, reals, integers, runtime.upload(level_table(codec)))
 
     def arguments(self) -> tuple[Any, ...]:
         """Return what kernels take of them."""
         return self.levels, self.sketch_levels, self.reals, self.integers, self.table
 
 
-def order_by_steps(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
-    """Return levels (nq, dim) padded with zeros, of every 32 coordinates 0, 8, 16, 24, 1, 9, ... in this order."""
-    nq, dim = levels.shape
-    padded = np.zeros((-(-nq // _TILE_QUERIES) * _TILE_QUERIES, -(-dim // _CHUNK) * _CHUNK), np.int8)
-    padded[:nq, :dim] = levels
-    halves = padded.reshape(len(padded), -1, _HALF // _STEPS, _STEPS)
-    return np.ascontiguousarray(halves.swapaxes(2, 3)).reshape(padded.shape)
+def level_table(codec: Codec) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """Return a codebook's levels as the kernels look them up, uint32 (4,); 8 bits need none."""
+    table = np.zeros(_LEVELS, np.int8)
+    if codec.codebook.bits < 8:
+        table[: len(codec.codebook.levels)] = codec.codebook.levels
+    return table.view(np.uint32)
+
+
+def row_arguments(codec: Codec, codes: DeviceCodes) -> tuple[Any, ...]:
+    """Return what kernels take of all rows: codes, their layout, and side numbers."""
+    leading, blocks = codes.lead.shape[:2]
+    layout = np.int64(blocks), np.int32(leading), np.int32(plane_bytes(codec.dim))
+    has_offsets = np.int32(codes.offsets.size > 0)
+    return codes.lead, codes.rest, *layout, codes.scales, codes.sketch_scales, codes.offsets, has_offsets
 
 
 def code_defines(codec: Codec) -> tuple[tuple[str, int], ...]:
@@ -110,6 +95,21 @@ def code_defines(codec: Codec) -> tuple[tuple[str, int], ...]:
     return ("CODE_BITS", codec.codebook.bits), ("SKETCH", int(codec.kind == "prod"))
 
 
-def whole_blocks(n: int) -> int:
-    """Return n rounded up to whole blocks of rows."""
-    return -(-n // BLOCK) * BLOCK
+def every_defines() -> Iterator[tuple[tuple[str, int], ...]]:
+    """Yield what `code_defines` may return."""
+    for bits, sketch in (*((bits, 0) for bits in WIDTHS), *((bits - 1, 1) for bits in PROD_BITS)):
+        yield ("CODE_BITS", bits), ("SKETCH", sketch)
+
+
+def specialisations() -> Iterator[Kernel]:
+    """Yield every kernel that some codec runs."""
+    yield from (_ORDER_QUERIES, _LIST_LIVE)
+
+
+def list_live(runtime: Runtime, segment: DeviceSegment) -> Any:
+    """Return the numbers of the live rows, uint32 (n_live,), in an order that may differ from call to call."""
+    xp = runtime.xp
+    numbers, count = xp.empty(segment.n_live, np.uint32), xp.zeros(1, np.uint32)
+    launch = runtime.function(_LIST_LIVE)
+    launch((-(-segment.n // _THREADS),), (_THREADS,), (segment.live, np.int64(segment.n), numbers, count))
+    return numbers

@@ -17,10 +17,12 @@ constexpr int THREADS = 256, MOST_BLOCKS = 4;  // of one multiprocessor: 64 regi
 constexpr int CHUNK_HALVES = 256;
 // Lanes that share a row which is scored in full; 8 rows of a warp, as a block of the leading planes has them.
 constexpr int LANES = 4, WARP_ROWS = 32 / LANES, BLOCK_ROWS = THREADS / LANES;
+// Groups of rows that a warp has, of each of which one row is likely.
+constexpr int WARP_GROUPS = 4, BLOCK_GROUPS = THREADS / 32 * WARP_GROUPS;
 // What float32 sums of scores may differ by, relative to their largest part (tqindex.kernels.cascade).
 constexpr float SLACK = 1.f / (1 << 21);
-// Columns of a query's weights, as tqindex.kernels.coarse has them.
-enum { FIRST, SECOND, BOUND, ESTIMATE, OFFSET, WEIGHTS };
+// The same of a bound, and the least step of a query by which there are bounds (tqindex.kernels.coarse, .queries).
+constexpr float BOUND_SLACK = 1.f / (1 << 20), LEAST_STEP = 1.f / (1ll << 55) / (1ll << 55);
 
 // Bounds are kept as float32, or, where rows are so short that this would count, as its upper half, rounded up.
 #if SHORT_BOUNDS
@@ -69,57 +71,83 @@ __device__ __forceinline__ bool is_live_row(const unsigned char* live, int has_l
   return !has_live || (live[row / 8] >> row % 8 & 1);
 }
 
-// Bound every live row by its first plane, -inf for others; find of each group of `group` rows the best estimate.
+// What a query makes of a sum over the set bits of a row's first plane: scale * (gap * sum + estimate) is the partial
+// score, and with `bound` for `estimate` what the score stays below.
+struct Weights {
+  float gap, estimate, bound;
+};
+
+// lowest, gap, margin: the codec's numbers for a query of step 1 (few.py: bound_constants)
+__device__ Weights weigh(float step, int sum, int squares, double lowest, double gap, double margin) {
+  if (!(step >= LEAST_STEP)) return {0.f, 0.f, 3e38f};  // too short for bounds: all rows reach every threshold
+  const double estimate = step * lowest * sum;
+  return {(float)(step * gap), (float)estimate, (float)(estimate + step * margin * sqrt((double)squares))};
+}
+
+// Bound every live row by its first plane, -inf for others; find of each group of rows the best estimate.
 //
-// Blocks: (groups of rows, queries); thread t of block b has the rows (b * group + g) * THREADS + t
-// lead: the first plane; weights: (nq, WEIGHTS); bounds: (nq, n)
-// estimates, estimated_rows: (nq, blocks.x * THREADS), -inf and NO_ROW for a group without live rows
+// Blocks: (rows, queries); thread t of block b has the rows (b * turns + turn) * THREADS + t, and every WARP_GROUPS-th
+// thread of a warp is of the same group: rows that follow each other, and are often alike, are of several
+// lead: the first plane; lowest .. margin: as weigh; bounds: (nq, n)
+// estimates, estimated_rows: (nq, blocks.x * BLOCK_GROUPS), -inf and NO_ROW for a group without live rows
 extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS)
     bound_rows(const unsigned char* __restrict__ lead, int width, const float* __restrict__ scales,
                const float* __restrict__ offsets, int has_offsets, const unsigned char* __restrict__ live,
                int has_live, long long n, const signed char* __restrict__ queries, int depth,
-               const float* __restrict__ weights, int group, Stored* __restrict__ bounds,
-               float* __restrict__ estimates, unsigned* __restrict__ estimated_rows) {
+               const float* __restrict__ reals, const int* __restrict__ integers, double lowest, double gap,
+               double margin, int turns, Stored* __restrict__ bounds, float* __restrict__ estimates,
+               unsigned* __restrict__ estimated_rows) {
   __shared__ int4 staged[2 * CHUNK_HALVES];
+  __shared__ Weights weights;
   const long long query = blockIdx.y;
   const int halves = depth / HALF;
-  const float* own = weights + query * WEIGHTS;
   float best = no_score();
   unsigned best_row = NO_ROW;
+  if (threadIdx.x == 0)
+    weights = weigh(reals[3 * query], integers[3 * query], integers[3 * query + 2], lowest, gap, margin);
   if (halves <= CHUNK_HALVES) stage_query(queries + query * depth, halves, 0, staged);
-  for (int g = 0; g < group; ++g) {
-    const long long row = ((long long)blockIdx.x * group + g) * THREADS + threadIdx.x;
+  __syncthreads();
+  for (int turn = 0; turn < turns; ++turn) {
+    const long long row = ((long long)blockIdx.x * turns + turn) * THREADS + threadIdx.x;
     const bool is_live = row < n && is_live_row(live, has_live, row);
+    const unsigned char* block = lead + row / STORED_BLOCK * STORED_BLOCK * width;
     BitSums sums;
     sums.clear();
     for (int first = 0; first < halves; first += CHUNK_HALVES) {
-      __syncthreads();
       if (halves > CHUNK_HALVES) {
+        __syncthreads();  // what was staged before has been read
         stage_query(queries + query * depth, halves, first, staged);
         __syncthreads();
       }
       if (!is_live) continue;
       const int last = min(first + CHUNK_HALVES, (width + 3) / 4);
       for (int half = first; half < last; half += WORD_HALVES) {
-        const uint2 word = load_lead_word(lead + row / STORED_BLOCK * STORED_BLOCK * width, row % STORED_BLOCK, width, half / WORD_HALVES);
+        const unsigned long long word = load_lead_word(block, row % STORED_BLOCK, width, half / WORD_HALVES);
         const int4* at = staged + 2 * (half - first);
-        sums.add(word.x, at[0], at[1]);
-        sums.add(word.y, at[2], at[3]);
+        sums.add((unsigned)word, at[0], at[1]);
+        sums.add((unsigned)(word >> HALF), at[2], at[3]);
       }
     }
     if (row >= n) continue;
     float bound = no_score();
     if (is_live) {
-      const float scale = scales[row], sum = own[FIRST] * (float)sums.total();
+      const float scale = scales[row], sum = weights.gap * (float)sums.total();
       float offset = 0.f;
-      if (has_offsets) offset = offsets[row] + own[OFFSET] * fabsf(offsets[row]);
-      bound = (own[BOUND] + sum) * scale + offset;
-      const float estimate = (own[ESTIMATE] + sum) * scale + offset;
-      if (estimate > best || best_row == NO_ROW) best = estimate, best_row = (unsigned)row;
+      if (has_offsets) offset = offsets[row] + BOUND_SLACK * fabsf(offsets[row]);
+      bound = (weights.bound + sum) * scale + offset;
+      const float estimate = (weights.estimate + sum) * scale + offset;
+      if (estimate > best) best = estimate, best_row = (unsigned)row;
     }
     bounds[query * n + row] = store_bound(bound);
   }
-  const long long at = (query * gridDim.x + blockIdx.x) * THREADS + threadIdx.x;
+#pragma unroll
+  for (int apart = WARP_GROUPS; apart < 32; apart *= 2) {
+    const float other = __shfl_xor_sync(WHOLE_WARP, best, apart);
+    const unsigned other_row = __shfl_xor_sync(WHOLE_WARP, best_row, apart);
+    if (other > best || (other == best && other_row < best_row)) best = other, best_row = other_row;
+  }
+  if (threadIdx.x % 32 >= WARP_GROUPS) return;
+  const long long at = (query * gridDim.x + blockIdx.x) * BLOCK_GROUPS + threadIdx.x / 32 * WARP_GROUPS + threadIdx.x % 32;
   estimates[at] = best, estimated_rows[at] = best_row;
 }
 
@@ -244,15 +272,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS)
                     float* __restrict__ kept_scores, unsigned* __restrict__ kept_rows,
                     unsigned* __restrict__ kept_counts) {
   __shared__ int4 staged_levels[2 * CHUNK_HALVES], staged_sketch[SKETCH ? 2 * CHUNK_HALVES : 1];
+  const long long q = blockIdx.y, count = counts[q];
+  if ((long long)blockIdx.x * BLOCK_ROWS >= count) return;  // a whole block
   const Codes codes = {lead, rest, blocks, leading, width};
   const Sides sides = {scales, sketch_scales, offsets, has_offsets};
   const unsigned table[4] = {levels[0], levels[1], levels[2], levels[3]};
-  const long long q = blockIdx.y, count = counts[q];
   const Query query = {queries + q * depth, sketch_queries + SKETCH * q * depth, depth / HALF, load_sides(reals, integers, q)};
   const Staged staged = {staged_levels, staged_sketch};
   const int own = threadIdx.x / 32 * WARP_ROWS + threadIdx.x % WARP_ROWS;
   const float threshold = best[q * k + k - 1];
-  if ((long long)blockIdx.x * BLOCK_ROWS >= count) return;  // a whole block
   staged.fill(query, 0);
   __syncthreads();
   for (long long first = (long long)blockIdx.x * BLOCK_ROWS; first < count; first += (long long)gridDim.x * BLOCK_ROWS) {

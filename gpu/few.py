@@ -4,38 +4,47 @@ A row is given up only where its bound is below a score that k rows are known to
 that of `tqindex.kernels.cascade`, and the result does not depend on the order in which blocks run.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from tqindex.codec import Codec
-from tqindex.codec.codes import QueryCodes
 from tqindex.codec.packing import plane_bytes
 from tqindex.gpu.best import Best, Candidates, keep_best, no_best
-from tqindex.gpu.codes import DeviceQueries, DeviceRows, code_defines
+from tqindex.gpu.codes import DeviceQueries, code_defines, every_defines, list_live, row_arguments
+from tqindex.gpu.rows import DeviceSegment
 from tqindex.gpu.runtime import Kernel, Runtime
-from tqindex.gpu.scan import Found, list_live
+from tqindex.gpu.scan import Found
 from tqindex.index.plan import ScanPlan
 from tqindex.kernels.coarse import FIRST_GAP, KAPPA, LOWEST, SKETCH, VARIANCE
-from tqindex.kernels.queries import LEAST_STEP
-
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
 
 _THREADS, _ROWS_PER_BLOCK = 256, 64
 #: Blocks that keep any device busy; those that score rows take more rows in turn.
 _BLOCKS = 2048
-#: Groups of rows, of which only the likeliest row may be scored for the threshold, have at most so many rows, and are
-#: at least so many times k; so many times k rows are scored.
-_MOST_GROUP, _GROUPS_PER_RESULT, _PROBES_PER_RESULT = 16, 32, 2
+#: Groups of rows, of which only the likeliest row may be scored for the threshold: 32 in each block, which has up to 8
+#: rows for each thread, if there are at least so many groups for each of the k best. So many times k rows are scored.
+_BLOCK_GROUPS, _MOST_TURNS, _GROUPS_PER_RESULT, _PROBES_PER_RESULT = 32, 8, 8, 2
 #: Planes of fewer bytes have their bounds in 2 bytes, not in 4: written and read again they would cost too much.
-_SHORT_WIDTH = 32
-#: Below this share of live rows, and below so many for each of the k best as there must be groups, all are scored.
-_LEAST_LIVE = 1 / 16
+_SHORT_WIDTH = 64
+#: Below this share of live rows, or so many for each of the k best, all are scored.
+_LEAST_LIVE, _ROWS_PER_RESULT = 1 / 16, 32
 #: What float32 scores may differ by, relative to the largest that a row could reach (tqindex.kernels.coarse).
 _SLACK = 2.0**-20
+
+
+def few_kernel(name: str, defines: tuple[tuple[str, int], ...], is_short: bool) -> Kernel:
+    """Return a specialisation; defines: as `tqindex.gpu.codes.code_defines`; is_short: bounds take 2 bytes."""
+    return Kernel("few.cu", name, tuple(sorted((*defines, ("SHORT_BOUNDS", int(is_short))))))
+
+
+def specialisations() -> Iterator[Kernel]:
+    """Yield every kernel that some codec runs."""
+    for defines in every_defines():
+        for name in ("bound_rows", "list_survivors", "score_rows", "score_survivors"):
+            yield from (few_kernel(name, defines, is_short) for is_short in (False, True))
 
 
 class Scanned(NamedTuple):
@@ -49,54 +58,46 @@ def scan_rows_few(
     runtime: Runtime,
     plan: ScanPlan,
     queries: DeviceQueries,
-    rows: DeviceRows,
+    segment: DeviceSegment,
     best: Best,
     margins: tuple[float, float] | None,
 ) -> Scanned:
     """Return the best of the live rows and of those so far, for each query.
 
     margins: as `tqindex.index.plan.deviations` gives them; None: every row is scored in full. So it is too where the
-    codec has no stages, or a query is so short that float32 would lose digits of its bounds.
+    codec has no stages, or too few rows are live.
     """
     nq, k = best.scores.shape
-    if not nq or not k or not rows.n_live:
+    if not nq or not k or not segment.n_live:
         return Scanned(best, runtime.xp.zeros(nq, np.int64))
-    weights = None
-    if margins is not None and is_worth_bounds(rows.n, rows.n_live, k):
-        weights = bound_weights(plan, queries.codes, margins)
-    scan = _Scan(runtime, plan.codec, queries, rows)
-    return scan.all_rows(best) if weights is None else scan.survivors(best, weights)
+    scan = _Scan(runtime, plan.codec, queries, segment)
+    if margins is None or not len(plan.stages) or not is_worth_bounds(segment.n, segment.n_live, k):
+        return scan.all_rows(best)
+    return scan.survivors(best, bound_constants(plan, margins))
 
 
 def is_worth_bounds(n: int, n_live: int, k: int) -> bool:
     """Return whether so many rows are live that it pays to bound all of them first."""
-    return n_live >= max(_LEAST_LIVE * n, _GROUPS_PER_RESULT * k)
+    return n_live >= max(_LEAST_LIVE * n, _ROWS_PER_RESULT * k)
 
 
-def bound_weights(plan: ScanPlan, queries: QueryCodes, margins: tuple[float, float]) -> Float32Array | None:
-    """Return the weights of the first plane's bounds as `tqindex.kernels.coarse` has them, (nq, 5), or None.
+def bound_constants(plan: ScanPlan, margins: tuple[float, float]) -> tuple[float, float, float]:
+    """Return what the first plane's bounds are made of, for a query of step 1; margins: as `scan_rows_few`.
 
-    The query is at full precision: what `coarsen_query` computes with a coarse query that is the query.
+    What `tqindex.kernels.coarse.coarsen_query` makes of a coarse query that is the query itself: v of a coordinate
+    whose bit is 0, what the bit adds, and the margin for a query of norm 1.
     """
-    codec = plan.codec
-    if not len(plan.stages) or queries.steps.min(initial=np.inf) < LEAST_STEP:
-        return None
-    known, dim = plan.stages[0], codec.dim
-    squares = (queries.levels.astype(np.int64) ** 2).sum(axis=1).astype(np.float64)
-    half = 0.5 if codec.codebook.offset else 1.0
-    scale = queries.steps.astype(np.float64) / (codec.codebook.step * half)
-    margin = margins[0] * np.sqrt(known[VARIANCE] * squares) + margins[1] * known[SKETCH] * np.sqrt(squares)
-    margin = margin * np.sqrt(dim / (dim - 1.0)) + _SLACK * np.sqrt(squares * dim)
-    factor = scale * known[KAPPA]
-    lowest = factor * known[LOWEST] * queries.sums
-    nothing = np.zeros_like(scale)
-    columns = factor * known[FIRST_GAP], nothing, lowest + scale * margin, lowest, nothing + _SLACK
-    return np.column_stack(columns).astype(np.float32)
+    known, dim, codec = plan.stages[0], plan.codec.dim, plan.codec
+    code_step = codec.codebook.step * (0.5 if codec.codebook.offset else 1.0)
+    deviations = margins[0] * math.sqrt(known[VARIANCE]) + margins[1] * known[SKETCH]
+    margin = deviations * math.sqrt(dim / (dim - 1.0)) + _SLACK * math.sqrt(dim)
+    partial = known[KAPPA] / code_step
+    return partial * known[LOWEST], partial * known[FIRST_GAP], margin / code_step
 
 
-def group_size(n: int, k: int) -> int:
-    """Return of how many rows only the likeliest may be scored for the threshold."""
-    return max(1, min(_MOST_GROUP, n // (_GROUPS_PER_RESULT * k)))
+def count_turns(n: int, k: int) -> int:
+    """Return how many rows a thread bounds, so that there are enough groups of rows."""
+    return max(1, min(_MOST_TURNS, n * _BLOCK_GROUPS // (_THREADS * _GROUPS_PER_RESULT * k)))
 
 
 def count_probes(groups: int, k: int) -> int:
@@ -111,39 +112,41 @@ class _Scan:
     runtime: Runtime
     codec: Codec
     queries: DeviceQueries
-    rows: DeviceRows
+    segment: DeviceSegment
 
     def all_rows(self, best: Best) -> Scanned:
         """Score every live row in full."""
-        rows, nq = self.rows, len(self.queries)
-        numbers = list_live(self.runtime, rows) if rows.live.size else None
-        scores = self.score(rows.n_live, numbers)
-        best = keep_best(self.runtime, best, Candidates(scores, numbers, ids=rows.ids, first_id=rows.first_id))
-        return Scanned(best, self.runtime.xp.full(nq, rows.n_live, np.int64))
+        segment, nq = self.segment, len(self.queries)
+        numbers = list_live(self.runtime, segment) if segment.live.size else None
+        scores = self.score(segment.n_live, numbers)
+        best = keep_best(self.runtime, best, Candidates(scores, numbers, ids=segment.ids, first_id=segment.first_id))
+        return Scanned(best, self.runtime.xp.full(nq, segment.n_live, np.int64))
 
-    def survivors(self, best: Best, weights: Float32Array) -> Scanned:
+    def survivors(self, best: Best, constants: tuple[float, float, float]) -> Scanned:
         """Score the rows in full whose bound reaches what the best k of the likeliest rows score."""
-        runtime, rows, k = self.runtime, self.rows, best.scores.shape[1]
-        bounds, likely = self.bound(weights, k)
+        runtime, segment, k = self.runtime, self.segment, best.scores.shape[1]
+        bounds, likely = self.bound(constants, k)
         probes = likely.scores.shape[1]
         known = keep_best(runtime, best, Candidates(self.score(probes, likely.rows), likely.rows))
         listed, counts = self.list_survivors(bounds, known.scores)
         scores, kept, kept_counts = self.score_survivors(listed, counts, known.scores)
-        found = Candidates(scores, kept, ids=rows.ids, first_id=rows.first_id, counts=kept_counts)
+        found = Candidates(scores, kept, ids=segment.ids, first_id=segment.first_id, counts=kept_counts)
         return Scanned(keep_best(runtime, best, found), counts.astype(np.int64) + probes)
 
-    def bound(self, weights: Float32Array, k: int) -> tuple[Any, Found]:
+    def bound(self, constants: tuple[float, float, float], k: int) -> tuple[Any, Found]:
         """Return the bounds of all rows, and the likeliest rows with their estimates."""
-        runtime, rows, xp, nq = self.runtime, self.rows, self.runtime.xp, len(self.queries)
-        group = group_size(rows.n, k)
-        blocks = -(-rows.n // (group * _THREADS))
-        bounds = xp.empty((nq, rows.n), np.uint16 if self.is_short else np.float32)
-        shape = nq, blocks * _THREADS
+        runtime, segment, xp, nq = self.runtime, self.segment, self.runtime.xp, len(self.queries)
+        turns = count_turns(segment.n, k)
+        blocks = -(-segment.n // (turns * _THREADS))
+        bounds = xp.empty((nq, segment.n), np.uint16 if self.is_short else np.float32)
+        shape = nq, blocks * _BLOCK_GROUPS
         estimates = Found(xp.empty(shape, np.float32), xp.empty(shape, np.uint32))
-        lead, _, _, _, width, scales, _, offsets, has_offsets = rows.arguments(self.codec)
-        of_rows = lead, width, scales, offsets, has_offsets, rows.live, np.int32(rows.live.size > 0), np.int64(rows.n)
-        of_queries = self.queries.levels, np.int32(self.queries.depth), runtime.upload(weights)
-        self.launch("bound_rows", blocks, (*of_rows, *of_queries, np.int32(group), bounds, *estimates))
+        lead, _, _, _, width, scales, _, offsets, has_offsets = row_arguments(self.codec, segment.codes)
+        live = segment.live, np.int32(segment.live.size > 0), np.int64(segment.n)
+        of_rows = lead, width, scales, offsets, has_offsets, *live
+        of_queries = self.queries.levels, np.int32(self.queries.depth), self.queries.reals, self.queries.integers
+        of_bounds = *map(np.float64, constants), np.int32(turns), bounds
+        self.launch("bound_rows", blocks, (*of_rows, *of_queries, *of_bounds, *estimates))
         probes = count_probes(shape[1], k)
         likely = keep_best(runtime, no_best(runtime, nq, probes), Candidates(estimates.scores, estimates.rows))
         # The id of no row ends in the bits of the number of none.
@@ -161,7 +164,7 @@ class _Scan:
         """Return scores and rows, (nq, n), of those that reach the last of the best, and how many there are."""
         xp, (nq, n), k = self.runtime.xp, listed.shape, best_scores.shape[1]
         scores, kept, kept_counts = xp.empty((nq, n), np.float32), xp.empty((nq, n), np.uint32), xp.zeros(nq, np.uint32)
-        of_rows = *self.rows.arguments(self.codec), listed, counts, np.int64(n)
+        of_rows = *row_arguments(self.codec, self.segment.codes), listed, counts, np.int64(n)
         of_queries = *self.queries.arguments(), np.int32(self.queries.depth), best_scores, np.int32(k)
         self.launch("score_survivors", self.score_blocks(n), (*of_rows, *of_queries, scores, kept, kept_counts))
         return scores, kept, kept_counts
@@ -172,8 +175,9 @@ class _Scan:
         scores = xp.empty((nq, count), np.float32)
         listed = xp.empty(0, np.uint32) if numbers is None else numbers
         stride = count if listed.ndim > 1 else 0
-        of_rows = *self.rows.arguments(self.codec), listed, np.int32(numbers is not None), np.int64(stride)
-        of_queries = np.int64(count), *self.queries.arguments(), np.int32(self.queries.depth)
+        of_list = listed, np.int32(numbers is not None), np.int64(stride), np.int64(count)
+        of_rows = *row_arguments(self.codec, self.segment.codes), *of_list
+        of_queries = *self.queries.arguments(), np.int32(self.queries.depth)
         self.launch("score_rows", self.score_blocks(count), (*of_rows, *of_queries, scores))
         return scores
 
@@ -188,6 +192,5 @@ class _Scan:
 
     def launch(self, name: str, blocks: int, arguments: tuple[Any, ...]) -> None:
         """Run a kernel on so many blocks for each query."""
-        defines = tuple(sorted((*code_defines(self.codec), ("SHORT_BOUNDS", int(self.is_short)))))
-        kernel = Kernel("few.cu", name, defines)
+        kernel = few_kernel(name, code_defines(self.codec), self.is_short)
         self.runtime.function(kernel)((blocks, len(self.queries)), (_THREADS,), arguments)

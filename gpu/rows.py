@@ -48,7 +48,7 @@ class DeviceSegment:
     codes : DeviceCodes, with room for at least n rows
     ids : int64, one per row, or (0,) where row i has id first_id + i
     live : uint8, as `tqindex.kernels.live` has them, or (0,) where all rows take part
-    first_id, n : int
+    first_id, n, n_live : int
     """
 
     codes: DeviceCodes
@@ -56,6 +56,7 @@ class DeviceSegment:
     live: Any
     first_id: int
     n: int
+    n_live: int
 
 
 class DeviceRows:
@@ -81,7 +82,7 @@ class DeviceRows:
             self._send(segment.rows, n)
         if segment.live is not self._live_of:
             self._live_of, self._live = segment.live, self._runtime.upload(segment.live)
-        return DeviceSegment(self._codes, self._ids, self._live, segment.first_id, n)
+        return DeviceSegment(self._codes, self._ids, self._live, segment.first_id, n, segment.n_live)
 
     def _send(self, rows: StoredRows, n: int) -> None:
         """Send the rows up to n that are not there; a block of the leading planes may have been half full."""

@@ -19,16 +19,17 @@ constexpr int CHUNK_HALVES = 4, CHUNK = CHUNK_HALVES * STEPS, LINE = CHUNK + 4;
 constexpr int SPREAD = 16, OWN_ROWS = TILE_ROWS / SPREAD, OWN_QUERIES = TILE_QUERIES / SPREAD;
 constexpr int STAGED = (TILE_ROWS + TILE_QUERIES) * LINE, SCORES_LINE = TILE_ROWS + 1;
 constexpr int ROOM = STAGED > TILE_QUERIES * SCORES_LINE ? STAGED : TILE_QUERIES * SCORES_LINE;
+static_assert(ROOM % 4 == 0, "the room is whole int4");
 static_assert(TILE_ROWS * CHUNK_HALVES == THREADS, "a thread expands one half of a row");
 
-// Expand the halves first..first + 4 of the tile's rows; row: of this thread, -1 for none.
+// Expand the halves first..first + 4 of the tile's rows, of which this thread's is `row`, or NO_ROW.
 template <bool SIGNS>
-__device__ void stage_rows(const Codes& codes, long long row, int first, const unsigned* table, int* staged) {
+__device__ void stage_rows(const Codes& codes, unsigned row, int first, const unsigned* table, int* staged) {
   const int half = first + threadIdx.x % CHUNK_HALVES;
   unsigned halves[PLANES];
 #pragma unroll
   for (int plane = SIGNS ? CODE_BITS : 0; plane < (SIGNS ? PLANES : CODE_BITS); ++plane)
-    halves[plane] = row < 0 ? 0 : load_half(codes, plane, row, half);
+    halves[plane] = row == NO_ROW ? 0 : load_half(codes, plane, row, half);
   int4* out = reinterpret_cast<int4*>(staged + threadIdx.x / CHUNK_HALVES * LINE + threadIdx.x % CHUNK_HALVES * STEPS);
 #pragma unroll
   for (int step = 0; step < STEPS; step += 4) {
@@ -40,14 +41,24 @@ __device__ void stage_rows(const Codes& codes, long long row, int first, const u
   }
 }
 
-// queries: int8 (tiles * TILE_QUERIES, depth), in the order of the steps, depth in chunks.
-__device__ void stage_queries(const signed char* queries, int depth, int first, int* staged) {
+// Queries as order_queries in codes.cu writes them.
+struct Queries {
+  const signed char *levels, *sketch_levels;
+  const float* reals;
+  const int* integers;
+  int count, depth;
+};
+
+// Bring the halves first.. of the tile's queries to shared memory, their levels or those of their sketch.
+template <bool SIGNS>
+__device__ void stage_queries(const Queries& queries, int first, int* staged) {
   constexpr int PIECES = CHUNK / 4;
-  const int4* from = reinterpret_cast<const int4*>(queries + (long long)blockIdx.y * TILE_QUERIES * depth);
+  const int4* from = reinterpret_cast<const int4*>(SIGNS ? queries.sketch_levels : queries.levels);
   for (int i = threadIdx.x; i < TILE_QUERIES * PIECES; i += THREADS) {
-    const int query = i / PIECES, piece = i % PIECES;
-    reinterpret_cast<int4*>(staged + query * LINE)[piece] =
-        from[(long long)query * (depth / 16) + first * (HALF / 16) + piece];
+    const int in_tile = i / PIECES, piece = i % PIECES;
+    const long long query = blockIdx.y * TILE_QUERIES + in_tile;
+    reinterpret_cast<int4*>(staged + in_tile * LINE)[piece] =
+        query < queries.count ? from[query * (queries.depth / 16) + first * (HALF / 16) + piece] : make_int4(0, 0, 0, 0);
   }
 }
 
@@ -55,30 +66,40 @@ __device__ __forceinline__ int dot16(int4 a, int4 b, int sum) {
   return __dp4a(a.w, b.w, __dp4a(a.z, b.z, __dp4a(a.y, b.y, __dp4a(a.x, b.x, sum))));
 }
 
+// A tile of rows, NO_ROW where there is none.
+struct Tile {
+  const unsigned* rows;
+  int* staged;  // room for levels and queries
+
+  __device__ unsigned own_row(int a) const { return rows[threadIdx.x % SPREAD + a * SPREAD]; }
+};
+
 // Products of the tile's rows and queries, those of this thread; with the levels, or with the signs as bits.
 template <bool SIGNS>
-__device__ void multiply_tile(const Codes& codes, long long row, const signed char* queries, int depth,
-                              const unsigned* table, int* staged, int (&products)[OWN_ROWS][OWN_QUERIES]) {
-  int* staged_queries = staged + TILE_ROWS * LINE;
-  const int own_row = threadIdx.x % SPREAD, own_query = threadIdx.x / SPREAD;
+__device__ void multiply_tile(const Codes& codes, const Tile& tile, const Queries& queries, const unsigned* table,
+                              int (&products)[OWN_ROWS][OWN_QUERIES]) {
+  const unsigned expanded_row = tile.rows[threadIdx.x / CHUNK_HALVES];
+  int* staged_queries = tile.staged + TILE_ROWS * LINE;
+  const int* own_levels = tile.staged + threadIdx.x % SPREAD * LINE;
+  const int* own_queries = staged_queries + threadIdx.x / SPREAD * LINE;
 #pragma unroll
   for (int a = 0; a < OWN_ROWS; ++a)
 #pragma unroll
     for (int b = 0; b < OWN_QUERIES; ++b) products[a][b] = 0;
-  for (int first = 0; first < depth / HALF; first += CHUNK_HALVES) {
+  for (int first = 0; first < queries.depth / HALF; first += CHUNK_HALVES) {
     __syncthreads();  // what was staged before has been read
-    stage_rows<SIGNS>(codes, row, first, table, staged);
-    stage_queries(queries, depth, first, staged_queries);
+    stage_rows<SIGNS>(codes, expanded_row, first, table, tile.staged);
+    stage_queries<SIGNS>(queries, first, staged_queries);
     __syncthreads();
 #pragma unroll 2
     for (int at = 0; at < CHUNK; at += 4) {
       int4 levels[OWN_ROWS];
 #pragma unroll
       for (int a = 0; a < OWN_ROWS; ++a)
-        levels[a] = *reinterpret_cast<const int4*>(staged + (own_row + a * SPREAD) * LINE + at);
+        levels[a] = *reinterpret_cast<const int4*>(own_levels + a * SPREAD * LINE + at);
 #pragma unroll
       for (int b = 0; b < OWN_QUERIES; ++b) {
-        const int4 query = *reinterpret_cast<const int4*>(staged_queries + (own_query + b * SPREAD) * LINE + at);
+        const int4 query = *reinterpret_cast<const int4*>(own_queries + b * SPREAD * LINE + at);
 #pragma unroll
         for (int a = 0; a < OWN_ROWS; ++a) products[a][b] = dot16(levels[a], query, products[a][b]);
       }
@@ -86,39 +107,40 @@ __device__ void multiply_tile(const Codes& codes, long long row, const signed ch
   }
 }
 
-// Scores of the products of this thread.
 struct Sides {
   const float *scales, *sketch_scales, *offsets;
   int has_offsets;
 };
 
-__device__ void score_tile(const Codes& codes, const Sides& sides, long long row, const long long* rows,
-                           const signed char* queries, const signed char* sketch_queries, const float* reals,
-                           const int* integers, int nq, int depth, const unsigned* table, int* staged,
-                           float (&scores)[OWN_ROWS][OWN_QUERIES]) {
+// Scores of the tile's rows and queries, those of this thread.
+__device__ void score_tile(const Codes& codes, const Sides& sides, const Tile& tile, const Queries& queries,
+                           const unsigned* table, float (&scores)[OWN_ROWS][OWN_QUERIES]) {
   int products[OWN_ROWS][OWN_QUERIES];
-  const int first_query = blockIdx.y * TILE_QUERIES + threadIdx.x / SPREAD;
-  multiply_tile<false>(codes, row, queries, depth, table, staged, products);
+  const int first_query = blockIdx.y * TILE_QUERIES + threadIdx.x / SPREAD, last = queries.count - 1;
+  multiply_tile<false>(codes, tile, queries, table, products);
 #pragma unroll
   for (int b = 0; b < OWN_QUERIES; ++b) {
-    const QuerySides query = load_sides(reals, integers, min(first_query + b * SPREAD, nq - 1));
-#pragma unroll
-    for (int a = 0; a < OWN_ROWS; ++a)
-      scores[a][b] = rows[a] < 0 ? 0.f : level_score(sides.scales[rows[a]], query, products[a][b]);
-  }
-#if SKETCH
-  multiply_tile<true>(codes, row, sketch_queries, depth, table, staged, products);
-#endif
-#pragma unroll
-  for (int b = 0; b < OWN_QUERIES; ++b) {
-    const QuerySides query = load_sides(reals, integers, min(first_query + b * SPREAD, nq - 1));
+    const QuerySides query = load_sides(queries.reals, queries.integers, min(first_query + b * SPREAD, last));
 #pragma unroll
     for (int a = 0; a < OWN_ROWS; ++a) {
-      if (rows[a] < 0) continue;
+      const unsigned row = tile.own_row(a);
+      scores[a][b] = row == NO_ROW ? 0.f : level_score(sides.scales[row], query, products[a][b]);
+    }
+  }
 #if SKETCH
-      scores[a][b] += sketch_score(sides.sketch_scales[rows[a]], query, products[a][b]);
+  multiply_tile<true>(codes, tile, queries, table, products);
 #endif
-      if (sides.has_offsets) scores[a][b] += sides.offsets[rows[a]];
+#pragma unroll
+  for (int b = 0; b < OWN_QUERIES; ++b) {
+    const QuerySides query = load_sides(queries.reals, queries.integers, min(first_query + b * SPREAD, last));
+#pragma unroll
+    for (int a = 0; a < OWN_ROWS; ++a) {
+      const unsigned row = tile.own_row(a);
+      if (row == NO_ROW) continue;
+#if SKETCH
+      scores[a][b] += sketch_score(sides.sketch_scales[row], query, products[a][b]);
+#endif
+      if (sides.has_offsets) scores[a][b] += sides.offsets[row];
       scores[a][b] += query.bias;
     }
   }
@@ -165,7 +187,7 @@ __device__ void insert(const Order& is_better, int query, int k, float score, un
 
 // Keep the best of a tile's scores, (TILE_QUERIES, SCORES_LINE), each warp for its own queries.
 __device__ void keep_best(const Order& is_better, const int* tile, const unsigned* tile_rows, int nq, int k) {
-  for (int query = threadIdx.x / 32; query < TILE_QUERIES && blockIdx.y * TILE_QUERIES + query < nq; query += THREADS / 32) {
+  for (int query = threadIdx.x / 32; query < TILE_QUERIES && (int)blockIdx.y * TILE_QUERIES + query < nq; query += THREADS / 32) {
     for (int first = 0; first < TILE_ROWS; first += 32) {
       const float score = __int_as_float(tile[query * SCORES_LINE + first + threadIdx.x % 32]);
       const unsigned row = tile_rows[first + threadIdx.x % 32];
@@ -183,7 +205,7 @@ __device__ void keep_best(const Order& is_better, const int* tile, const unsigne
 // Score `count` rows from `start` on, or those that `numbers` lists, against all queries.
 //
 // lead .. width: as Codes; scales, sketch_scales, offsets, ids: of the rows; numbers: (count,)
-// queries, sketch_queries: as stage_queries; reals, integers: as load_sides
+// queries .. integers: as Queries; levels: the codebook's, as look_up takes them
 // rows_per_block: a multiple of TILE_ROWS; blocks.x of these, blocks.y tiles of queries
 // KEEP > 0: found, found_rows (nq, blocks.x, k): the best of each block, NO_ROW for none; k <= KEEP
 // KEEP = 0: found (nq, count); found_rows is not used
@@ -196,11 +218,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS) scan_tiles(
     const signed char* __restrict__ queries, const signed char* __restrict__ sketch_queries,
     const float* __restrict__ reals, const int* __restrict__ integers, const unsigned* __restrict__ levels, int nq,
     int depth, int k, float* __restrict__ found, unsigned* __restrict__ found_rows) {
-  __shared__ __align__(16) int room[ROOM];
+  __shared__ int4 pieces[ROOM / 4];
   __shared__ unsigned tile_rows[TILE_ROWS];
   const Codes codes = {lead, rest, blocks, leading, width};
   const Sides sides = {scales, sketch_scales, offsets, has_offsets};
   const unsigned table[4] = {levels[0], levels[1], levels[2], levels[3]};
+  const Queries all_queries = {queries, sketch_queries, reals, integers, nq, depth};
+  int* room = reinterpret_cast<int*>(pieces);
+  const Tile tile = {tile_rows, room};
   const int own_row = threadIdx.x % SPREAD, own_query = threadIdx.x / SPREAD;
 #if KEEP
   const Order is_better = {ids, has_ids};
@@ -217,16 +242,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS) scan_tiles(
       tile_rows[threadIdx.x] = i >= stop ? NO_ROW : has_numbers ? numbers[i] : (unsigned)(start + i);
     }
     __syncthreads();
-    const unsigned staged_row = tile_rows[threadIdx.x / CHUNK_HALVES];
-    long long rows[OWN_ROWS];
-#pragma unroll
-    for (int a = 0; a < OWN_ROWS; ++a) {
-      const unsigned row = tile_rows[own_row + a * SPREAD];
-      rows[a] = row == NO_ROW ? -1 : (long long)row;
-    }
     float scores[OWN_ROWS][OWN_QUERIES];
-    score_tile(codes, sides, staged_row == NO_ROW ? -1 : (long long)staged_row, rows, queries, sketch_queries, reals,
-               integers, nq, depth, table, room, scores);
+    score_tile(codes, sides, tile, all_queries, table, scores);
 #if KEEP
     __syncthreads();  // scores take the place of levels
 #pragma unroll
@@ -242,7 +259,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS) scan_tiles(
 #pragma unroll
       for (int b = 0; b < OWN_QUERIES; ++b) {
         const long long query = blockIdx.y * TILE_QUERIES + own_query + b * SPREAD;
-        if (rows[a] >= 0 && query < nq) found[query * count + first + own_row + a * SPREAD] = scores[a][b];
+        if (tile.own_row(a) != NO_ROW && query < nq) found[query * count + first + own_row + a * SPREAD] = scores[a][b];
       }
 #endif
   }
@@ -256,14 +273,4 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS) scan_tiles(
     found_rows[at] = best_rows[i / k][i % k];
   }
 #endif
-}
-
-// List the rows whose bit is set in `live`, (ceil(n / 8),): numbers in any order, their number to count[0], which was 0.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    list_live(const unsigned char* __restrict__ live, long long n, unsigned* __restrict__ numbers,
-              unsigned* __restrict__ count) {
-  const long long row = (long long)blockIdx.x * THREADS + threadIdx.x;
-  const bool is_live = row < n && live[row / 8] >> row % 8 & 1;
-  const unsigned place = append_place(is_live, count);
-  if (is_live) numbers[place] = (unsigned)row;
 }

@@ -5,30 +5,29 @@ scores of as many rows as fit in a stated room are written out and selected from
 about six times, where the codes are read once for 64 queries.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from tqindex.codec import Codec
-from tqindex.codec.codes import Codes
-from tqindex.codec.packing import pad_planes, plane_bytes, unpack_codes
+from tqindex.codec.codes import Codes, QueryCodes
+from tqindex.codec.packing import BLOCK, pad_planes, plane_bytes, unpack_codes
 from tqindex.errors import ArgumentError
 from tqindex.gpu.best import Best, Candidates, keep_best
-from tqindex.gpu.codes import DeviceQueries, DeviceRows, code_defines, whole_blocks
+from tqindex.gpu.codes import DeviceQueries, code_defines, every_defines, list_live, row_arguments
+from tqindex.gpu.rows import DeviceCodes, DeviceSegment
 from tqindex.gpu.runtime import Kernel, Runtime
-from tqindex.kernels.queries import encode_queries
-
-Float32Array = npt.NDArray[np.float32]
+from tqindex.index.segments import ALL_LIVE, NO_IDS
 
 #: Results that blocks keep of each query, and the queries of their tiles, by KEEP of scan.cu.
 _TILE_QUERIES = {0: 64, 32: 64, 128: 32}
 _TILE_ROWS, _THREADS = 64, 256
-#: Blocks that keep any device busy, and tiles of rows that a block has at least, where it keeps the best of them.
-_BLOCKS, _LEAST_TILES = 512, 4
+#: Blocks that keep any device busy. A block that keeps the best of its rows has at least so many for each of them:
+#: most of the first rows are put among the best, at the cost of about ten others.
+_BLOCKS, _ROWS_PER_RESULT = 512, 16
 #: Bytes of a matrix of scores.
 _MATRIX_BYTES = 2**28
-_MOST_GRID_ROWS = 65_535
 
 
 class Grid(NamedTuple):
@@ -54,66 +53,76 @@ class Found(NamedTuple):
     rows: Any
 
 
+def scan_kernel(defines: tuple[tuple[str, int], ...], keep: int) -> Kernel:
+    """Return a specialisation; defines: as `tqindex.gpu.codes.code_defines`; keep: as `room_kept`."""
+    return Kernel("scan.cu", "scan_tiles", tuple(sorted((*defines, ("KEEP", keep)))))
+
+
+def specialisations() -> Iterator[Kernel]:
+    """Yield every kernel that some codec runs."""
+    for defines in every_defines():
+        yield from (scan_kernel(defines, keep) for keep in _TILE_QUERIES)
+
+
 def room_kept(k: int) -> int:
     """Return how many results blocks have room for where k are wanted; 0: scores are written out instead."""
     return next((room for room in (32, 128) if k <= room), 0)
 
 
-def plan_grid(rows: int, nq: int, keep: int) -> Grid:
-    """Return the launch for so many rows and queries."""
-    tiles = -(-nq // _TILE_QUERIES[keep])
-    row_tiles = -(-rows // _TILE_ROWS)
-    wanted = max(1, _BLOCKS // tiles) if keep else row_tiles
-    per_block = max(-(-row_tiles // wanted), min(_LEAST_TILES, row_tiles) if keep else 1)
+def plan_grid(rows: int, nq: int, k: int, keep: int) -> Grid:
+    """Return the launch for so many rows and queries, where blocks keep the k best, or none with `keep` 0."""
+    tiles, row_tiles = -(-nq // _TILE_QUERIES[keep]), -(-rows // _TILE_ROWS)
+    per_block = 1
+    if keep:
+        per_block = max(-(-row_tiles // max(1, _BLOCKS // tiles)), -(-_ROWS_PER_RESULT * k // _TILE_ROWS))
     return Grid(-(-row_tiles // per_block), tiles, per_block * _TILE_ROWS)
 
 
 def matrix_rows(nq: int, k: int) -> int:
-    """Return of how many rows scores are written out at a time, a multiple of 8: at least twice k, since the best so
-    far are selected from anew with each part."""
-    return whole_blocks(max(_MATRIX_BYTES // (4 * nq), 2 * k))
+    """Return of how many rows scores are written out at a time.
+
+    At least twice k, since the best so far are selected from anew with each part.
+    """
+    return max(_MATRIX_BYTES // (4 * nq), 2 * k)
 
 
-def scan_rows(runtime: Runtime, codec: Codec, queries: DeviceQueries, rows: DeviceRows, best: Best) -> Best:
+def scan_rows(runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: DeviceSegment, best: Best) -> Best:
     """Score the live rows against all queries and return the best of them and of those so far.
 
     Queries: at most 65,535 tiles of 32.
     """
-    k, count = best.scores.shape[1], rows.n_live
+    k, count = best.scores.shape[1], segment.n_live
     if not k or not count or not len(queries):
         return best
-    numbers = list_live(runtime, rows) if rows.live.size else None
+    numbers = list_live(runtime, segment) if segment.live.size else None
     keep = room_kept(k)
     if keep:
-        found = _scan_kept(runtime, codec, queries, rows, Part(0, count, numbers), k, keep)
+        found = _scan_kept(runtime, codec, queries, segment, Part(0, count, numbers), k, keep)
         return keep_best(runtime, best, found)
     step = matrix_rows(len(queries), k)
     for start in range(0, count, step):
         part = Part(start, min(step, count - start), None if numbers is None else numbers[start : start + step])
-        scores = _score(runtime, codec, queries, rows, part)
+        scores = _score(runtime, codec, queries, segment, part)
         first = 0 if numbers is not None else start
-        best = keep_best(runtime, best, Candidates(scores, part.numbers, ids=rows.ids[first:], first_id=rows.first_id + first))
+        found = Candidates(scores, part.numbers, ids=segment.ids[first:], first_id=segment.first_id + first)
+        best = keep_best(runtime, best, found)
     return best
 
 
-def list_live(runtime: Runtime, rows: DeviceRows) -> Any:
-    """Return the numbers of the live rows, uint32 (n_live,), in an order that may differ from call to call."""
-    xp = runtime.xp
-    numbers, count = xp.empty(rows.n_live, np.uint32), xp.zeros(1, np.uint32)
-    launch = runtime.function(Kernel("scan.cu", "list_live"))
-    launch((-(-rows.n // _THREADS),), (_THREADS,), (rows.live, np.int64(rows.n), numbers, count))
-    return numbers
-
-
-def score_rows(runtime: Runtime, codec: Codec, queries: DeviceQueries, rows: DeviceRows) -> Any:
+def score_rows(runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: DeviceSegment) -> Any:
     """Return the scores of all rows, live or not, float32 (nq, n) of the device; larger is better."""
-    return _score(runtime, codec, queries, rows, Part(0, rows.n))
+    return _score(runtime, codec, queries, segment, Part(0, segment.n))
 
 
-def inner_product(runtime: Runtime, codec: Codec, queries: Float32Array, codes: Codes) -> Any:
-    """Estimate <q, x> of every query, float32 (nq, dim), and encoded vector, float32 (nq, n) of the device.
+def inner_product(runtime: Runtime, codec: Codec, queries: QueryCodes, codes: Codes) -> Any:
+    """Estimate <q, x> of every query and encoded vector, float32 (nq, n) of the device.
 
     Bit for bit `tqindex.codec.Codec.inner_product`.
+
+    Parameters
+    ----------
+    queries : QueryCodes of the device, encoded for metric "ip"
+    codes : Codes
 
     Raises
     ------
@@ -123,42 +132,41 @@ def inner_product(runtime: Runtime, codec: Codec, queries: Float32Array, codes: 
     codec.check_codes(codes)
     if codes.metric == "l2":
         raise ArgumentError("codes must be encoded with metric 'ip' or 'cosine', got 'l2'")
-    encoded = encode_queries(codec, queries, "ip")
-    rows = rows_of_codes(runtime, codec, codes)
-    return score_rows(runtime, codec, DeviceQueries.of(runtime, codec, encoded), rows)
+    segment = upload_codes(runtime, codec, codes)
+    return score_rows(runtime, codec, DeviceQueries.of(runtime, codec, queries), segment)
 
 
-def rows_of_codes(runtime: Runtime, codec: Codec, codes: Codes) -> DeviceRows:
-    """Upload what `Codec.encode` returns; all planes row by row."""
+def upload_codes(runtime: Runtime, codec: Codec, codes: Codes) -> DeviceSegment:
+    """Return what `Codec.encode` returns as rows of the device, all planes row by row."""
     n, planes = len(codes), codes.packed
     if codec.dim % 8:
         planes = pad_planes(unpack_codes(planes, codec.dim, codec.bits), codec.bits)
-    padded = np.zeros((whole_blocks(n), codec.bits * plane_bytes(codec.dim)), np.uint8)
-    padded[:n] = planes
-    nothing = np.empty(0, np.float32)
-    sides = (nothing if side is None else side for side in (codes.scales, codes.sketch_scales, codes.offsets))
-    arrays = np.empty((0, 0, 0), np.uint8), padded, *sides, np.empty(0, np.int64), np.empty(0, np.uint8)
-    return DeviceRows(*(runtime.upload(array) for array in arrays), 0, n, n)
+    rest = np.zeros((-(-n // BLOCK) * BLOCK, codec.bits * plane_bytes(codec.dim)), np.uint8)
+    rest[:n] = planes
+    sides = (codes.scales, codes.sketch_scales, codes.offsets)
+    given = (np.empty(0, np.float32) if side is None else side for side in sides)
+    arrays = DeviceCodes(*map(runtime.upload, (np.empty((0, 0, 0), np.uint8), rest, *given)))
+    return DeviceSegment(arrays, runtime.upload(NO_IDS), runtime.upload(ALL_LIVE), 0, n, n)
 
 
 def _scan_kept(
-    runtime: Runtime, codec: Codec, queries: DeviceQueries, rows: DeviceRows, part: Part, k: int, keep: int
+    runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: DeviceSegment, part: Part, k: int, keep: int
 ) -> Candidates:
     """Return the k best of each block of some rows."""
     xp, nq = runtime.xp, len(queries)
-    grid = plan_grid(part.count, nq, keep)
+    grid = plan_grid(part.count, nq, k, keep)
     shape = nq, grid.blocks * k
     found = Found(xp.empty(shape, np.float32), xp.empty(shape, np.uint32))
-    _launch(runtime, codec, queries, rows, part, grid, k, keep, found)
-    return Candidates(found.scores, found.rows, ids=rows.ids, first_id=rows.first_id)
+    _launch(runtime, codec, queries, segment, part, grid, k, keep, found)
+    return Candidates(found.scores, found.rows, ids=segment.ids, first_id=segment.first_id)
 
 
-def _score(runtime: Runtime, codec: Codec, queries: DeviceQueries, rows: DeviceRows, part: Part) -> Any:
+def _score(runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: DeviceSegment, part: Part) -> Any:
     """Return the scores of some rows, (nq, part.count)."""
     scores = runtime.xp.empty((len(queries), part.count), np.float32)
     if scores.size:
-        grid = plan_grid(part.count, len(queries), 0)
-        _launch(runtime, codec, queries, rows, part, grid, 0, 0, Found(scores, runtime.xp.empty(0, np.uint32)))
+        grid = plan_grid(part.count, len(queries), 0, 0)
+        _launch(runtime, codec, queries, segment, part, grid, 0, 0, Found(scores, runtime.xp.empty(0, np.uint32)))
     return scores
 
 
@@ -166,19 +174,18 @@ def _launch(
     runtime: Runtime,
     codec: Codec,
     queries: DeviceQueries,
-    rows: DeviceRows,
+    segment: DeviceSegment,
     part: Part,
     grid: Grid,
     k: int,
     keep: int,
     found: Found,
 ) -> None:
-    defines = *code_defines(codec), ("KEEP", keep)
     has_numbers = part.numbers is not None
     arguments = (
-        *rows.arguments(codec),
-        rows.ids,
-        np.int32(rows.ids.size > 0),
+        *row_arguments(codec, segment.codes),
+        segment.ids,
+        np.int32(segment.ids.size > 0),
         part.numbers if has_numbers else runtime.xp.empty(0, np.uint32),
         np.int32(has_numbers),
         np.int64(part.start),
@@ -190,6 +197,5 @@ def _launch(
         np.int32(k),
         *found,
     )
-    runtime.function(Kernel("scan.cu", "scan_tiles", tuple(sorted(defines))))(
-        (grid.blocks, grid.tiles), (_THREADS,), arguments
-    )
+    kernel = scan_kernel(code_defines(codec), keep)
+    runtime.function(kernel)((grid.blocks, grid.tiles), (_THREADS,), arguments)
