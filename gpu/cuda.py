@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tqindex.errors import DeviceError
 from tqindex.gpu.failures import INSTALL, translated
 from tqindex.gpu.runtime import Kernel, Launch
-from tqindex.gpu.sources import define_options
+from tqindex.gpu.sources import OPTIONS, define_options, read_source
 
 #: Compute capability from which on the kernels are compiled in the tests.
 LEAST_CAPABILITY = (7, 5)
