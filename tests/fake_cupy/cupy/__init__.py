@@ -109,9 +109,9 @@ def _operator(name):
     return apply
 
 
-for _name in "add sub mul truediv floordiv lt le gt ge eq ne and or xor neg invert lshift rshift mod".split():
+for _name in ("add", "sub", "mul", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "neg", "invert"):
     setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__"))
-for _name in "add sub mul and or xor".split():
+for _name in ("add", "sub", "mul", "and", "or"):
     setattr(ndarray, f"__r{_name}__", _operator(f"__r{_name}__"))
     setattr(ndarray, f"__i{_name}__", _operator(f"__i{_name}__"))
 

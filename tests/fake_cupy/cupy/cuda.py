@@ -32,7 +32,7 @@ class OutOfMemoryError(MemoryError):
     pass
 
 
-class CompileException(Exception):
+class CompileException(Exception):  # noqa: N818
     def __init__(self, message):
         super().__init__()
         self._message = message
@@ -49,7 +49,7 @@ def _device_count():
 
 def _properties(number):
     major, minor = cupy.fake.capability
-    return {"major": major, "minor": minor, "name": b"Fake"}
+    return {"major": major, "minor": minor, "name": b"Fake", "totalGlobalMem": 2**34}
 
 
 class Device:
