@@ -19,7 +19,9 @@ OPTIONS = ("-std=c++17", "--fmad=false")
 
 @functools.cache
 def read_source(name: str) -> str:
-    """Return the text of a source file, its headers put in; messages of compilers keep naming the right lines.
+    """Return the text of a source file of this folder, or of an absolute path, its headers put in.
+
+    Compilers' messages keep naming the right lines.
 
     Raises
     ------
@@ -28,7 +30,7 @@ def read_source(name: str) -> str:
     """
     path = _HERE / name
     if not path.is_file():
-        raise ArgumentError(f"source must be a file in {_HERE}, got {name!r}")
+        raise ArgumentError(f"source must be a file, got {path}")
     text = path.read_text()
     for found in reversed(list(_INCLUDE.finditer(text))):
         following = text.count("\n", 0, found.start()) + 2

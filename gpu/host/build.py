@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import hashlib
+import re
 import secrets
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from tqindex.gpu.sources import kernel_names
 from tqindex.kernels.compile import cache_folder
 
 Sanitizer = Literal["address", "thread"]
+Counting = Literal["traffic", "instructions"]
 _HERE = Path(__file__).parent
 _COMPILER = "g++"
 _COMMON = ("-std=c++17", "-g", "-fvisibility=hidden", f"-I{_HERE}")
@@ -25,11 +27,22 @@ _SANITIZERS: dict[Sanitizer, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "address": (("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"), ()),
     "thread": (("-fsanitize=thread", "-DSHIM_TSAN"), ("-DSHIM_TSAN",)),
 }
+#: GCC calls us before each load and store, or in each basic block; loops are unrolled where NVRTC is asked to.
+_COUNTING: dict[Counting, tuple[str, ...]] = {
+    "traffic": ("-fsanitize=thread", "-fno-tree-vectorize"),
+    "instructions": ("-fsanitize-coverage=trace-pc", "-fno-tree-vectorize", "-fno-optimize-sibling-calls"),
+}
+#: As many turns of a loop as GCC unrolls at most.
+_MOST_UNROLLED = 64
+_UNROLL = re.compile(r"#pragma unroll *(\d*)")
+_LIBRARY = ("-O2", "-fPIC", "-DSHIM_POISON")
 
 
 @functools.cache
-def load_module(source: str, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
+def load_module(source: str, defines: tuple[str, ...] = (), counting: Counting | None = None) -> ctypes.CDLL:
     """Return a library with `shim_launch_NAME` and `shim_signature_NAME` of each kernel in the source.
+
+    With `counting`, it also has the functions of count.cpp.
 
     Raises
     ------
@@ -38,17 +51,22 @@ def load_module(source: str, defines: tuple[str, ...] = ()) -> ctypes.CDLL:
     DeviceError
         The source does not compile; the message is the compiler's.
     """
-    shim = _compile_shim("-fPIC")
-    options = ("-O2", "-fPIC", "-shared", "-Wl,-Bsymbolic", "-DSHIM_POISON")
-    return ctypes.CDLL(str(_compile(_wrapped(source), *_KERNEL, *options, *defines, str(shim))))
+    if counting is None:
+        shim = _compile_part("shim.cpp", "-fPIC")
+        library = _compile(_wrapped(source), *_KERNEL, *_LIBRARY, *defines, "-shared", "-Wl,-Bsymbolic", str(shim))
+    else:
+        parts = [_compile_part(name, "-fPIC", "-DSHIM_COUNT") for name in ("shim.cpp", "count.cpp")]
+        unrolled = _UNROLL.sub(lambda found: f"#pragma GCC unroll {found[1] or _MOST_UNROLLED}", _wrapped(source))
+        parts.append(_compile(unrolled, *_KERNEL, *_LIBRARY, *_COUNTING[counting], *defines, "-c"))
+        library = _compile("", "-shared", "-Wl,-Bsymbolic", *map(str, parts))  # without the sanitizer's own library
+    return ctypes.CDLL(str(library))
 
 
 @functools.cache
 def compile_program(source: str, defines: tuple[str, ...], sanitizer: Sanitizer) -> Path:
     """Return a program that runs one launch, KERNEL FILE, under a sanitizer. Raises as `load_module`."""
     kernel_options, shim_options = _SANITIZERS[sanitizer]
-    main = _compile((_HERE / "run_launch.cpp").read_text(), "-O1", *_COMMON, "-c")
-    objects = str(_compile_shim(*shim_options)), str(main)
+    objects = str(_compile_part("shim.cpp", *shim_options)), str(_compile_part("run_launch.cpp"))
     return _compile(_wrapped(source), "-O1", *_KERNEL, *kernel_options, *defines, "-rdynamic", *objects, "-ldl")
 
 
@@ -57,8 +75,8 @@ def _wrapped(source: str) -> str:
     return f'#include "shim.h"\n{source}\n{exports}'
 
 
-def _compile_shim(*options: str) -> Path:
-    return _compile((_HERE / "shim.cpp").read_text(), "-O2", *_COMMON, *options, "-c")
+def _compile_part(name: str, *options: str) -> Path:
+    return _compile((_HERE / name).read_text(), "-O2", *_COMMON, *options, "-c")
 
 
 def _compile(text: str, *options: str) -> Path:

@@ -2,7 +2,7 @@
 // barriers and warp operations. The schedule is the caller's choice, so a result that depends on it has a race.
 // Under TSan a switch of fibres orders nothing; barriers and __syncwarp do, shuffles and votes do not (Programming
 // Guide: they "do not imply a memory barrier"). Blocks then run on several OS threads.
-#include "shim.h"
+#include "count.h"
 
 #undef threadIdx
 #undef blockIdx
@@ -60,6 +60,7 @@ class Block {
   void run(dim3 block, dim3 block_size, dim3 grid_size) {
     if (launch_.shared) std::memset(launch_.shared, POISON, launch_.shared_end - launch_.shared);
     running_block = this;
+    counting::start_block();
     main_.adopt();
     for (unsigned i = 0; i < threads_.size(); ++i) {
       Thread& thread = threads_[i];
@@ -134,6 +135,7 @@ class Block {
         moved = true;
         if (launch_.schedule == SHUFFLED) break;
       }
+      counting::end_phase();
     }
     if (moved || !error.empty()) return true;
     return pass_barrier();
@@ -147,6 +149,7 @@ class Block {
       if (thread.state != READY) continue;
       running = &thread, moved = true;
       shim::switch_fibre(main_, thread.fibre);
+      running = nullptr;
       if (!error.empty()) return true;
     }
     for (unsigned lane = 0; lane < count; ++lane) moved = pass_warp(first, lane) || moved;
@@ -232,7 +235,12 @@ std::string refuse(const dim3& grid, const dim3& block, unsigned long long block
 extern "C" {
 const shim::Place* shim_place() { return &running->place; }
 
+bool shim_runs() { return running; }
+
+unsigned shim_lane() { return running_block->number(*running) % WARP; }
+
 int shim_barrier(shim::Vote vote, int predicate, const char* file, int line) {
+  counting::execute(counting::BARRIER, __builtin_return_address(0), shim_lane());
   running->vote = vote, running->result = predicate;
   return running_block->wait_at_barrier(file, line);
 }
@@ -240,8 +248,8 @@ int shim_barrier(shim::Vote vote, int predicate, const char* file, int line) {
 uint64_t shim_warp(shim::WarpOperation operation, unsigned mask, uint64_t value, int source, const char* file,
                    int line) {
   Thread& thread = *running;
-  if (!(mask >> (running_block->number(thread) % WARP) & 1))
-    shim_fail("the calling lane is not in its own mask", file, line);
+  counting::execute(counting::SHUFFLE, __builtin_return_address(0), shim_lane());
+  if (!(mask >> shim_lane() & 1)) shim_fail("the calling lane is not in its own mask", file, line);
   thread.operation = operation, thread.mask = mask, thread.value = value, thread.source = source;
   return running_block->wait_in_warp(file, line);
 }
@@ -254,11 +262,13 @@ void shim_fail(const char* message, const char* file, int line) {
 }
 
 int shim_dp4a_s32(int a, int b, int c) {
+  counting::execute(counting::DP4A, __builtin_return_address(0), shim_lane());
   for (int i = 0; i < 4; ++i) c += (int8_t)(a >> 8 * i) * (int8_t)(b >> 8 * i);
   return c;
 }
 
 unsigned shim_dp4a_u32(unsigned a, unsigned b, unsigned c) {
+  counting::execute(counting::DP4A, __builtin_return_address(0), shim_lane());
   for (int i = 0; i < 4; ++i) c += (a >> 8 * i & 255) * (b >> 8 * i & 255);
   return c;
 }
@@ -270,6 +280,7 @@ const char* shim_run(const shim::Launch* launch) {
       block{launch->block[0], launch->block[1], launch->block[2]};
   const unsigned long long blocks = 1ull * grid.x * grid.y * grid.z;
   error = refuse(grid, block, blocks);
+  counting::start_launch(*launch);
   if (!error.empty()) return error.c_str();
   std::vector<unsigned long long> numbers(blocks);
   std::iota(numbers.begin(), numbers.end(), 0);

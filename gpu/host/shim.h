@@ -49,6 +49,8 @@ struct Launch {
 
 extern "C" {
 const shim::Place* shim_place() __attribute__((const));  // of the CUDA thread that calls
+bool shim_runs();                                        // whether a CUDA thread calls, not the host
+unsigned shim_lane();
 int shim_barrier(shim::Vote vote, int predicate, const char* file, int line);
 uint64_t shim_warp(shim::WarpOperation operation, unsigned mask, uint64_t value, int source, const char* file,
                    int line);
@@ -98,11 +100,9 @@ T shuffle(const char* file, int line, unsigned mask, T value, int operand, int w
   static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8), "4 or 8 bytes are exchanged");
   if (width < 1 || width > 32 || (width & (width - 1))) shim_fail("width must be a power of two up to 32", file, line);
   if (kind != ANY && (unsigned)operand > 31) shim_fail("a shuffle's distance must be 0 to 31", file, line);
-  const Place* at = shim_place();
-  const int linear = at->thread.x + at->block_size.x * (at->thread.y + at->block_size.y * at->thread.z);
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof value);
-  bits = shim_warp(EXCHANGE, mask, bits, source_lane(kind, linear & 31, operand, width), file, line);
+  bits = shim_warp(EXCHANGE, mask, bits, source_lane(kind, shim_lane(), operand, width), file, line);
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
