@@ -28,7 +28,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_build_add_and_search_on_a_gpu_are_those_of_the_cpu(cli: Cli, gpu: Any, write_ann: Any, tmp_path: Path) -> None:
-    data = write_ann(tmp_path / "data.h5", 120, 16)
+    data = write_ann(tmp_path / "data.h5", 120, 64)
     answers = []
     for device in ("cpu", "gpu"):
         target = tmp_path / device
@@ -45,7 +45,7 @@ def test_build_add_and_search_on_a_gpu_are_those_of_the_cpu(cli: Cli, gpu: Any, 
 
 def test_a_device_by_number(cli: Cli, gpu: Any, write_ann: Any, tmp_path: Path) -> None:
     gpu.fake.devices = 2
-    data = write_ann(tmp_path / "data.h5", 60, 16)
+    data = write_ann(tmp_path / "data.h5", 60, 64)
     assert cli("build", data, "--device", "gpu:1")[0] == 0
     assert {device for _, device in gpu.fake.launches} == {1}
 
@@ -60,7 +60,7 @@ def test_a_device_by_number(cli: Cli, gpu: Any, write_ann: Any, tmp_path: Path) 
 def test_a_device_that_cannot_be_used_is_one_line_and_nothing_is_written(
     device: str, words: str, cli: Cli, write_ann: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snapshot: Any
 ) -> None:
-    data = write_ann(tmp_path / "data.h5", 60, 16)
+    data = write_ann(tmp_path / "data.h5", 60, 64)
     assert cli("build", data)[0] == 0
     before = snapshot(tmp_path)
     monkeypatch.setitem(sys.modules, "cupy", None)
@@ -81,7 +81,7 @@ def test_a_device_that_cannot_be_used_is_one_line_and_nothing_is_written(
 
 
 def test_codes_that_only_the_cpu_makes_are_refused_by_name(cli: Cli, gpu: Any, write_ann: Any, tmp_path: Path) -> None:
-    data = write_ann(tmp_path / "data.h5", 60, 16)
+    data = write_ann(tmp_path / "data.h5", 60, 64)
     code, _, error = cli("build", data, "--device", "gpu", "--effort", "search")
     assert code == 2
     assert "effort must be 'plain' to encode on a GPU, got 'search'" in error
@@ -90,8 +90,8 @@ def test_codes_that_only_the_cpu_makes_are_refused_by_name(cli: Cli, gpu: Any, w
 
 def test_bench_measures_our_index_on_the_device(tmp_path: Path, run_python: Callable[..., str]) -> None:
     """The suites in a process of their own, as users run them; what a stand-in takes is no figure of a GPU."""
-    np.save(tmp_path / "data.npy", np.random.default_rng(0).standard_normal((400, 16), dtype=np.float32))
-    command = ("-m", "tqindex", "bench", "run", "recall", "--file", str(tmp_path / "data.npy"), "--size", "test")
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).standard_normal((120, 384), dtype=np.float32))
+    command = ("-m", "tqindex", "bench", "run", "search", "--file", str(tmp_path / "data.npy"), "--size", "test")
     path = os.pathsep.join([str(FAKE), *filter(None, [os.environ.get("PYTHONPATH")])])
     run_python(*command, "--results", str(tmp_path), "--device", "gpu", PYTHONPATH=path)
     (file,) = (tmp_path / "test-gpu").glob("*.json")
@@ -112,6 +112,6 @@ def test_suites_without_a_gpu_are_refused(cli: Cli, gpu: Any, tmp_path: Path) ->
 
 
 def test_info_tells_the_device(gpu: Any) -> None:
-    index = tq.Index(16, device="gpu")
+    index = tq.Index(64, device="gpu")
     assert index.info()["device"] == "gpu:0"
     assert json.dumps(index.info())

@@ -14,7 +14,7 @@ import tqindex as tq
 from tqindex.errors import DeviceError, TQIndexError
 from tqindex.gpu import cuda, is_available
 
-N, DIM = 100, 32
+N, DIM = 100, 64
 VECTORS = np.random.default_rng(0).standard_normal((N, DIM), dtype=np.float32)
 
 

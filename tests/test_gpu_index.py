@@ -20,16 +20,23 @@ from tqindex.gpu.engine import run_on
 from tqindex.gpu.host import HostRuntime
 from tqindex.index import segments as index_segments
 
-N, DIM, K = 150, 40, 7
-#: Codec and metric of every form that the kernels tell apart, each width once.
-FORMS: list[dict[str, Any]] = [
-    {"bits": 1, "metric": "ip"},
-    {"bits": 2, "metric": "l2", "rotation": "hadamard"},
-    {"bits": 3, "metric": "cosine", "codec": "prod"},
-    {"bits": 4, "metric": "cosine", "rotation": "hadamard", "center": np.full(DIM, 0.1)},
-    {"bits": 4, "metric": "l2", "codec": "prod", "sketch": "gaussian", "rotation": "hadamard"},
-    {"bits": 8, "metric": "ip", "center": np.full(DIM, 0.1), "scale": "paper"},
-]
+N, DIM, K = 150, 64, 4
+#: Every width, kind, rotation and metric. Widths and dims are those of other GPU tests: compiling is what takes long.
+FORMS: dict[str, dict[str, Any]] = {
+    "1 bit": {"dim": 2, "bits": 1, "metric": "ip"},
+    "2 bits": {"dim": 384, "bits": 2, "metric": "l2"},
+    "prod, Gaussian": {
+        "dim": 7,
+        "bits": 3,
+        "metric": "cosine",
+        "codec": "prod",
+        "sketch": "gaussian",
+        "rotation": "hadamard",
+    },
+    "4 bits": {"dim": DIM, "bits": 4, "metric": "cosine", "center": np.full(DIM, 0.1)},
+    "prod": {"dim": 128, "bits": 4, "metric": "l2", "codec": "prod", "rotation": "dense"},
+    "8 bits": {"dim": 33, "bits": 8, "metric": "ip", "center": np.full(33, 0.1), "scale": "paper"},
+}
 GPU = pytest.mark.gpu
 
 
@@ -60,9 +67,10 @@ def random_rows(n: int, dim: int = DIM, seed: int = 0) -> np.ndarray[Any, np.dty
     return np.random.default_rng(seed).standard_normal((n, dim), dtype=np.float32)
 
 
-def pair(form: dict[str, Any], **more: Any) -> tuple[tq.Index, tq.Index]:
+def pair(name: str = "4 bits", **more: Any) -> tuple[tq.Index, tq.Index]:
     """Return an empty index on the CPU and one on the GPU."""
-    return tq.Index(DIM, **form, **more), tq.Index(DIM, **form, **more, device="gpu")
+    parameters = FORMS[name] | more
+    return tq.Index(**parameters), tq.Index(**parameters, device="gpu")
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -73,12 +81,10 @@ def assert_same(found: Any, expected: Any) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize(
-    "form", FORMS, ids=lambda form: "-".join(str(form.get(key)) for key in ("codec", "bits", "metric"))
-)
-def test_adding_and_searching_are_those_of_the_cpu(form: dict[str, Any], on_gpu: None) -> None:
-    vectors, queries = random_rows(N), random_rows(12, seed=1)
-    here, there = pair(form)
+@pytest.mark.parametrize("name", FORMS)
+def test_adding_and_searching_are_those_of_the_cpu(name: str, on_gpu: None) -> None:
+    here, there = pair(name)
+    vectors, queries = random_rows(N, here.dim), random_rows(12, here.dim, seed=1)
     for start, stop in ((0, 5), (5, 6), (6, 100), (100, N)):  # rows that begin, fill and cross blocks of 8
         assert here.add(vectors[start:stop]).tolist() == there.add(vectors[start:stop]).tolist()
     assert there.to_bytes() == here.to_bytes()
@@ -97,19 +103,17 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def changed(index: tq.Index, vectors: Any) -> None:
     """Ids of both kinds, removed and replaced rows, in several segments and a tail that grows."""
-    index.add(vectors[:100])
+    ids = index.add(vectors[:100])
     index.add(vectors[100:140], ids=np.arange(1000, 1080, 2))
-    index.remove([0, 5, 63, 64, 1002])
-    index.update([7, 1004], vectors[140:142])
+    index.remove([*ids[[0, 5, 63, 64]], 1002])
+    index.update([ids[7], 1004], vectors[140:142])
     index.add(vectors[142:])
 
 
-@pytest.mark.parametrize("form", FORMS[2:5:2], ids=["mse", "prod"])
-def test_a_changing_index_is_sent_again_where_it_changed(
-    form: dict[str, Any], on_gpu: None, small_segments: None
-) -> None:
-    vectors, queries = random_rows(N), random_rows(10, seed=1)
-    here, there = pair(form)
+@pytest.mark.parametrize("name", ["4 bits", "prod"])
+def test_a_changing_index_is_sent_again_where_it_changed(name: str, on_gpu: None, small_segments: None) -> None:
+    here, there = pair(name)
+    vectors, queries = random_rows(N, here.dim), random_rows(10, here.dim, seed=1)
     for index in (here, there):
         index.add(vectors[:3])
     assert_same(there.search(queries, K), here.search(queries, K))  # now copies are on the device
@@ -128,7 +132,7 @@ def test_a_changing_index_is_sent_again_where_it_changed(
 @pytest.mark.parametrize("given", ["ids", "mask", "callable", "none", "all"])
 def test_a_filter_works_inside_the_scan(given: str, on_host: Any, small_segments: None) -> None:
     vectors, queries = random_rows(N), random_rows(10, seed=1)
-    here, there = pair(FORMS[3])
+    here, there = pair()
     for index in (here, there):
         changed(index, vectors)
     allowed: Any = {
@@ -146,7 +150,7 @@ def test_a_filter_works_inside_the_scan(given: str, on_host: Any, small_segments
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
 def test_rerank_takes_the_originals(metric: Any, on_gpu: None) -> None:
     vectors, queries = random_rows(N), random_rows(9, seed=1)
-    here, there = pair({"bits": 2, "metric": metric}, originals="float16")
+    here, there = pair(metric=metric, originals="float16")
     for index in (here, there):
         index.add(vectors)
     assert_same(there.search(queries, 3, rerank=20), here.search(queries, 3, rerank=20))
@@ -156,7 +160,7 @@ def test_rerank_takes_the_originals(metric: Any, on_gpu: None) -> None:
 
 def test_ties_go_to_the_smaller_id_across_segments(on_host: Any, small_segments: None) -> None:
     row = random_rows(1)
-    here, there = pair({"bits": 4})
+    here, there = pair()
     ids = np.random.default_rng(3).permutation(200)
     for index in (here, there):
         index.add(np.repeat(row, 200, axis=0), ids=ids)
@@ -212,10 +216,11 @@ def test_codes_are_sent_once_if_they_fit_and_else_by_every_search(
         assert_same(there.search(queries, K), here.search(queries, K))
         sent.append(runtime.sent - before)
     first, again = {"all": (size, 0), "none": (size, size), "some": (size, size // 2)}[fits]
-    queries_and_tables = sent[1] - again
-    assert 0 < queries_and_tables < size // 4
+    others = sent[1] - again
+    assert queries.nbytes <= others < queries.nbytes + 128
     assert sent[2] == sent[1]
-    assert sent[0] - first - queries_and_tables < 8 * DIM**2  # the codec's tables, once
+    tables = sent[0] - first - others  # the codec's, once
+    assert 0 < tables < 8 * 1024
     assert set(runtime.turns) == {0, 1}
 
 
@@ -237,7 +242,7 @@ def test_vectors_are_encoded_by_pieces_on_two_streams(monkeypatch: pytest.Monkey
 def test_arrays_of_the_device_are_taken_without_a_copy_through_the_host(fake_cupy: Any) -> None:
     with fake_cupy() as cupy:
         vectors, queries = random_rows(N), random_rows(10, seed=1)
-        here, there = pair(FORMS[3])
+        here, there = pair()
         here.add(vectors), there.add(cupy.array(vectors))
         assert there.to_bytes() == here.to_bytes()
         on_device = cupy.array(queries)
@@ -267,7 +272,7 @@ def test_other_libraries_arrays_come_by_their_interfaces(fake_cupy: Any) -> None
             return queries.__dlpack__(**options)
 
     with fake_cupy() as cupy:
-        here, there = pair(FORMS[0])
+        here, there = pair()
         here.add(queries), there.add(queries)
         there.search(queries, K)
         sent = cupy.fake.sent_bytes
@@ -279,7 +284,7 @@ def test_other_libraries_arrays_come_by_their_interfaces(fake_cupy: Any) -> None
 def test_results_stay_on_the_device_where_that_is_asked_for(fake_cupy: Any) -> None:
     with fake_cupy() as cupy:
         vectors, queries = random_rows(N), random_rows(10, seed=1)
-        here, there = pair({"bits": 4, "metric": "l2"}, originals="float32")
+        here, there = pair(metric="l2", originals="float32")
         for index in (here, there):
             index.add(vectors)
         for options in ({}, {"rerank": 20}):
@@ -300,7 +305,7 @@ def test_arrays_that_cannot_be_taken_are_refused(fake_cupy: Any) -> None:
             raise RuntimeError("Can't get __cuda_array_interface__ on Variable that requires grad.")
 
     with fake_cupy(devices=2) as cupy:
-        here, there = pair(FORMS[0])
+        here, there = pair()
         with cupy.cuda.Device(1):
             elsewhere = cupy.array(random_rows(3))
         with pytest.raises(VectorError, match=r"^vectors must be on the index's device cuda:0, got .* cuda:1$"):
@@ -309,7 +314,7 @@ def test_arrays_that_cannot_be_taken_are_refused(fake_cupy: Any) -> None:
             there.search(Gradient())
         with pytest.raises(VectorError, match="float16, float32 or float64, got int64"):
             there.add(cupy.array(np.ones((3, DIM), np.int64)))
-        with pytest.raises(VectorError, match=r"must have 40 columns \(n, 40\), got shape \(3, 5\)"):
+        with pytest.raises(VectorError, match=r"must have 64 columns \(n, 64\), got shape \(3, 5\)"):
             there.search(cupy.array(random_rows(3, 5)))
         for given in (cupy.array(random_rows(3)), Gradient()):
             with pytest.raises(
@@ -322,14 +327,14 @@ def test_arrays_that_cannot_be_taken_are_refused(fake_cupy: Any) -> None:
 # -- what is refused, and what stays as it is
 
 
-@pytest.mark.parametrize("on", ["host", "device"])
-def test_vectors_are_refused_as_on_the_cpu_and_nothing_changes(on: str, fake_cupy: Any) -> None:
+@pytest.mark.parametrize(("on", "metric"), [("host", "cosine"), ("device", "ip")])
+def test_vectors_are_refused_as_on_the_cpu_and_nothing_changes(on: str, metric: Any, fake_cupy: Any) -> None:
     with fake_cupy() as cupy:
         vectors = random_rows(20)
-        here, there = pair({"bits": 4, "metric": "cosine"})
+        here, there = pair(center=None, metric=metric)
         for index in (here, there):
             index.add(vectors)
-        for row, value in ((13, np.nan), (3, np.inf), (19, 0.0), (7, 1e30)):
+        for row, value in ((13, np.nan), (3, np.inf), (19, 0.0 if metric == "cosine" else 1e30)):
             wrong = vectors.copy()
             wrong[row] = value
             given = cupy.array(wrong) if on == "device" else wrong
@@ -389,7 +394,7 @@ def test_moving_makes_no_copy_and_can_go_back(on_host: Any) -> None:
 
 def test_files_say_nothing_of_the_device(on_host: Any, tmp_path: Path) -> None:
     vectors = random_rows(N)
-    here, there = pair(FORMS[3])
+    here, there = pair()
     for index, name in ((here, "here"), (there, "there")):
         index.add(vectors)
         index.save(tmp_path / name)
@@ -423,7 +428,7 @@ def test_copies_on_the_device_go_with_the_rows(on_host: Any) -> None:
 
 def test_threads_share_an_index(on_host: Any, state: Callable[[tq.Index], Any]) -> None:
     vectors = random_rows(N)
-    here, there = pair(FORMS[3])
+    here, there = pair()
     for index in (here, there):
         index.add(vectors)
     expected, found = here.search(vectors[:9], K), list[Any]()
@@ -444,7 +449,7 @@ def test_threads_share_an_index(on_host: Any, state: Callable[[tq.Index], Any]) 
 def test_a_second_device_has_its_own_arrays_and_kernels(fake_cupy: Any) -> None:
     vectors = random_rows(N)
     with fake_cupy(devices=2) as cupy:
-        here, there = pair(FORMS[4])
+        here, there = pair()
         there.to("gpu:1")
         assert there.device == "gpu:1"
         for index in (here, there):

@@ -221,7 +221,7 @@ class RawModule:
     def get_function(self, name):
         """Compile and return a kernel."""
         _fail("compile")
-        kernel = HostKernel(load_module(self._code, self._defines, "plain"), name, "forward", 0)
+        kernel = HostKernel(load_module(self._code, self._defines), name)
 
         def launch(grid, block, args, shared_mem=0):
             _fail("launch")
