@@ -128,9 +128,17 @@ class CudaRuntime:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Return a context on this device that turns CuPy's errors into `DeviceError`s that name a remedy."""
+        """Return a context on this device that turns CuPy's errors into `DeviceError`s that name a remedy.
+
+        What the caller's stream has queued for its arrays is done when it begins, and all work is done when it ends:
+        the caller's stream need not be one that waits for ours.
+        """
         with translated(self.xp, self.name.replace("cuda", "gpu")), self._device:
-            yield
+            self.xp.cuda.get_current_stream().synchronize()
+            with self.xp.cuda.Stream.null as ours:
+                yield
+                self.synchronize()
+                ours.synchronize()
 
 
 @functools.cache

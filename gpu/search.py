@@ -88,15 +88,15 @@ class DeviceSearch:
         self, segments: Sequence[Segment], queries: DeviceQueries, k: int, margins: tuple[float, float] | None
     ) -> tuple[Best, int]:
         """Return how many rows were scored in full too."""
-        best, counts = self._no_bests(queries, k), []
+        best = self._no_bests(queries, k)
+        counts = [self.runtime.xp.zeros(len(queries), np.int64) for _ in best]
 
         def scan(stream: int, segment: DeviceSegment) -> None:
             best[stream], scored = scan_rows_few(self.runtime, self.plan, queries, segment, best[stream], margins)
-            counts.append(scored)
+            counts[stream] += scored
 
         self.store.visit(segments, scan)
-        joined = join_best(self.runtime, best)
-        return joined, sum(int(self.runtime.download(count).sum()) for count in counts)
+        return join_best(self.runtime, best), sum(int(self.runtime.download(count).sum()) for count in counts)
 
     def _no_bests(self, queries: DeviceQueries, k: int) -> list[Best]:
         """Return room for what is found on each stream."""

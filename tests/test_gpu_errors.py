@@ -129,6 +129,7 @@ def errors_of(cupy: Any) -> dict[str, tuple[str, Exception, tuple[str, ...]]]:
         ),
         "busy": ("launch", cuda.CUDARuntimeError(46), ("another process", "nvidia-smi")),
         "kernel": ("download", cuda.CUDARuntimeError(700), ("cudaErrorIllegalAddress", "restart the process")),
+        "late kernel": ("synchronize", cuda.CUDARuntimeError(700), ("cudaErrorIllegalAddress", "restart the process")),
     }
 
 
@@ -136,7 +137,7 @@ def errors_of(cupy: Any) -> dict[str, tuple[str, Exception, tuple[str, ...]]]:
     "kind",
     [
         "memory", "driver's memory", "sending", "compiler", "new architecture", "architecture", "driver", "toolkit",
-        "busy", "kernel",
+        "busy", "kernel", "late kernel",
     ],
 )  # fmt: skip
 def test_a_failing_device_leaves_the_index_as_it_was(kind: str, fake_cupy: Any) -> None:

@@ -118,6 +118,12 @@ def test_a_changing_index_is_sent_again_where_it_changed(name: str, on_gpu: None
         index.add(vectors[:3])
     assert_same(there.search(queries, K), here.search(queries, K))  # now copies are on the device
     for index in (here, there):
+        index.add(vectors[3:13])  # the rows before end within a block
+    assert_same(there.search(queries, 13), here.search(queries, 13))
+    for index in (here, there):
+        index.add(vectors[13:15], ids=[70, 80])  # the tail's ids are stored from now on
+    assert_same(there.search(queries, 15), here.search(queries, 15))
+    for index in (here, there):
         index.remove([0, 1, 2])
         index.compact()
         changed(index, vectors[3:])
@@ -322,6 +328,25 @@ def test_arrays_that_cannot_be_taken_are_refused(fake_cupy: Any) -> None:
             ):
                 here.search(given)
         assert len(there) == 0
+        on_device = cupy.array([1, 2])
+        with pytest.raises(ArgumentError, match="ids must be in host memory, got ndarray on a GPU: copy them"):
+            there.add(random_rows(2), ids=on_device)
+        with pytest.raises(ArgumentError, match="filter must be in host memory, got ndarray on a GPU: copy them"):
+            there.search(random_rows(2), filter=on_device)
+
+
+def test_the_callers_stream_is_waited_for_and_kept(fake_cupy: Any) -> None:
+    """It need not be one that waits for the streams that work is done on, nor they for it."""
+    with fake_cupy() as cupy:
+        index = tq.Index(DIM, device="gpu")
+        with cupy.cuda.Stream() as theirs:
+            index.add(cupy.array(random_rows(20)))
+            del cupy.fake.waits[:]
+            index.search(cupy.array(random_rows(9)), K, output="device")
+            assert cupy.fake.waits[0] is theirs
+            assert cupy.fake.waits[-1] is cupy.cuda.Stream.null
+            assert len(set(map(id, cupy.fake.waits))) == 4
+            assert cupy.cuda.get_current_stream() is theirs
 
 
 # -- what is refused, and what stays as it is

@@ -26,6 +26,7 @@ class Fake:
     count_error : a status of the runtime that every question for devices ends with
     failing : name of a function, and the error that it raises
     launches : (kernel, device) of every start of a kernel
+    waits : streams that were waited for
     sent_bytes : of all copies from the host
     """
 
@@ -36,6 +37,7 @@ class Fake:
     failing: dict = field(default_factory=dict)
     free_bytes: int = 2**40
     launches: list = field(default_factory=list)
+    waits: list = field(default_factory=list)
     sent_bytes: int = 0
 
 

@@ -69,17 +69,31 @@ class Device:
 
 
 class Stream:
-    """Everything runs at once."""
+    """Current inside its context, in this thread; everything runs at once."""
+
+    def __init__(self):
+        self._before = []
 
     def __enter__(self):
+        self._before.append(get_current_stream())
+        cupy._here.stream = self
         return self
 
     def __exit__(self, *_):
-        pass
+        cupy._here.stream = self._before.pop()
 
     def synchronize(self):
         """Fail as kernels do, after their start."""
+        cupy.fake.waits.append(self)
         cupy._fail("synchronize")
+
+
+Stream.null = Stream()
+
+
+def get_current_stream():
+    """Return this thread's stream."""
+    return getattr(cupy._here, "stream", Stream.null)
 
 
 runtime = SimpleNamespace(
