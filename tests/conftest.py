@@ -21,7 +21,9 @@ import pytest
 import tqindex as tq
 from tqindex.bench.exact import exact_neighbors, write_ann_hdf5
 from tqindex.cli.command import run
-from tqindex.errors import FileFormatError
+from tqindex.errors import FileFormatError, MissingPackageError
+from tqindex.gpu import is_available
+from tqindex.gpu.nvrtc import ARCHITECTURES, nvrtc_version
 from tqindex.readers import open_vectors
 
 Float32Array = npt.NDArray[np.float32]
@@ -30,6 +32,17 @@ Float32Array = npt.NDArray[np.float32]
 def pytest_configure() -> None:
     """Take Ctrl-C: a shell that starts us in the background has us ignore it, and children would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_report_header() -> str:
+    """Say what is true of the GPU's kernels here."""
+    try:
+        compiled = f"compiled by NVRTC {nvrtc_version()} for sm_{', sm_'.join(map(str, ARCHITECTURES))}"
+    except MissingPackageError:
+        compiled = "not compiled (NVRTC is not installed)"
+    available = is_available()
+    device = "run on a GPU by `-m gpu`" if available else f"NOT run on a GPU ({available.reason})"
+    return f"GPU kernels: {compiled}; run on the CPU through g++; {device}"
 
 
 @pytest.fixture(scope="session")

@@ -100,6 +100,7 @@ def test_undefined_uses_of_warp_operations_are_errors(compile_body: Any, body: s
         "out[0] = __activemask();",
         "extern __shared__ int room[]; out[0] = room[0];",
         "out[0] = (int)rsqrtf(2.f);",
+        "out[0] = (int)expf(2.f);",
         'asm("bar.sync 0;");',
         "signed char small = 1; out[0] = __shfl_sync(0xffffffffu, small, 0);",
         "unsigned char small[4] = {}; atomicAdd(small, 1);",

@@ -2,11 +2,11 @@
 // one before each load and store (they come here, no sanitizer is linked), with -fsanitize-coverage=trace-pc one in
 // each basic block. Warps do not run in step here, so that a warp's instruction is put together afterwards: the n-th
 // time that each of its lanes comes to the same place.
-#include "count.h"
-
 #include <algorithm>
 #include <unordered_map>
 #include <vector>
+
+#include "count.h"
 
 namespace {
 constexpr uint64_t SECTOR = 32, BANKS = 32, BANK_BYTES = 4, WAVEFRONT = BANKS * BANK_BYTES;

@@ -2,14 +2,6 @@
 // barriers and warp operations. The schedule is the caller's choice, so a result that depends on it has a race.
 // Under TSan a switch of fibres orders nothing; barriers and __syncwarp do, shuffles and votes do not (Programming
 // Guide: they "do not imply a memory barrier"). Blocks then run on several OS threads.
-#include "count.h"
-
-#undef threadIdx
-#undef blockIdx
-#undef blockDim
-#undef gridDim
-#include "fibre.h"
-
 #include <algorithm>
 #include <memory>
 #include <mutex>
@@ -18,6 +10,14 @@
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "count.h"
+
+#undef threadIdx
+#undef blockIdx
+#undef blockDim
+#undef gridDim
+#include "fibre.h"
 
 namespace {
 using shim::Fibre;

@@ -8,6 +8,10 @@
 #include <type_traits>
 #include <utility>
 
+// Functions of <cmath> that a GPU only approximates.
+#pragma GCC poison exp expf exp2 exp2f log logf log2 log2f log10 log10f pow powf sin sinf cos cosf tan tanf tanh tanhf
+#pragma GCC poison cbrtf erf erff hypot hypotf
+
 #define __global__
 #define __device__
 #define __host__
