@@ -90,7 +90,7 @@ def test_codes_that_only_the_cpu_makes_are_refused_by_name(cli: Cli, gpu: Any, w
 
 def test_bench_measures_our_index_on_the_device(tmp_path: Path, run_python: Callable[..., str]) -> None:
     """The suites in a process of their own, as users run them; what a stand-in takes is no figure of a GPU."""
-    np.save(tmp_path / "data.npy", np.random.default_rng(0).standard_normal((120, 384), dtype=np.float32))
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).standard_normal((60, 384), dtype=np.float32))
     command = ("-m", "tqindex", "bench", "run", "search", "--file", str(tmp_path / "data.npy"), "--size", "test")
     path = os.pathsep.join([str(FAKE), *filter(None, [os.environ.get("PYTHONPATH")])])
     run_python(*command, "--results", str(tmp_path), "--device", "gpu", PYTHONPATH=path)

@@ -130,7 +130,7 @@ def test_a_changing_index_is_sent_again_where_it_changed(name: str, on_gpu: None
     assert_same(there.search(queries, K), here.search(queries, K))
     assert_same(there.search(queries[:2], K), here.search(queries[:2], K))
     for index in (here, there):
-        index.remove([1006, 20])
+        index.remove([1006, 100])
     assert_same(there.search(queries, N), here.search(queries, N))
     assert_same(there.range_search(queries, -1e9), here.range_search(queries, -1e9))
 
