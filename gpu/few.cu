@@ -1,5 +1,6 @@
 // One query at a time, or few: the first plane of all rows, which is a sign for each coordinate, tells a bound of each
-// row's score (tqindex.codec.refinement); only rows whose bound reaches what k rows are known to score are read in full.
+// row's score (tqindex.codec.refinement); only rows whose bound reaches what k rows are known to score are read in
+// full.
 //
 // 1. bound_rows: bounds of all rows, and of each group of rows the one that its first plane alone makes the best
 // 2. the likeliest of these are scored in full: the k-th best of their scores is one that the k-th best of all reaches
@@ -170,7 +171,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS)
     if (other > best || (other == best && other_row < best_row)) best = other, best_row = other_row;
   }
   if (threadIdx.x % 32 >= WARP_GROUPS) return;
-  const long long at = (query * gridDim.x + blockIdx.x) * BLOCK_GROUPS + threadIdx.x / 32 * WARP_GROUPS + threadIdx.x % 32;
+  const int group = threadIdx.x / 32 * WARP_GROUPS + threadIdx.x % 32;
+  const long long at = (query * gridDim.x + blockIdx.x) * BLOCK_GROUPS + group;
   estimates[at] = best, estimated_rows[at] = best_row;
 }
 
@@ -239,7 +241,8 @@ __device__ float score_row(const Codes& codes, const Sides& sides, unsigned row,
       const int levels[STEPS] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
       for (int step = 0; step < STEPS; ++step) product = __dp4a(expand_step(bits, step, table), levels[step], product);
-      if (SKETCH) signs.add(bits[PLANES - 1], staged.sketch_levels[2 * (half - first)], staged.sketch_levels[2 * (half - first) + 1]);
+      const int4* sketch = staged.sketch_levels + 2 * (half - first);
+      if (SKETCH) signs.add(bits[PLANES - 1], sketch[0], sketch[1]);
     }
   }
   int sign_sum = signs.total();
@@ -272,12 +275,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS)
   const Sides sides = {scales, sketch_scales, offsets, has_offsets};
   const unsigned table[4] = {levels[0], levels[1], levels[2], levels[3]};
   const long long q = blockIdx.y;
-  const Query query = {queries + q * depth, sketch_queries + SKETCH * q * depth, depth / HALF, load_sides(reals, integers, q)};
+  const Query query = {queries + q * depth, sketch_queries + SKETCH * q * depth, depth / HALF,
+                       load_sides(reals, integers, q)};
   const Staged staged = {staged_levels, staged_sketch};
   const int own = threadIdx.x / 32 * WARP_ROWS + threadIdx.x % WARP_ROWS;
   staged.fill(query, 0);
   __syncthreads();
-  for (long long first = (long long)blockIdx.x * BLOCK_ROWS; first < count; first += (long long)gridDim.x * BLOCK_ROWS) {
+  const long long begin = (long long)blockIdx.x * BLOCK_ROWS, step = (long long)gridDim.x * BLOCK_ROWS;
+  for (long long first = begin; first < count; first += step) {
     const long long i = first + own;
     const unsigned row = i >= count ? NO_ROW : has_rows ? rows[q * rows_stride + i] : (unsigned)i;
     const float score = score_row(codes, sides, row, query, table, staged);
@@ -303,13 +308,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS)
   const Codes codes = {lead, rest, blocks, leading, width};
   const Sides sides = {scales, sketch_scales, offsets, has_offsets};
   const unsigned table[4] = {levels[0], levels[1], levels[2], levels[3]};
-  const Query query = {queries + q * depth, sketch_queries + SKETCH * q * depth, depth / HALF, load_sides(reals, integers, q)};
+  const Query query = {queries + q * depth, sketch_queries + SKETCH * q * depth, depth / HALF,
+                       load_sides(reals, integers, q)};
   const Staged staged = {staged_levels, staged_sketch};
   const int own = threadIdx.x / 32 * WARP_ROWS + threadIdx.x % WARP_ROWS;
   const float threshold = best[q * k + k - 1];
   staged.fill(query, 0);
   __syncthreads();
-  for (long long first = (long long)blockIdx.x * BLOCK_ROWS; first < count; first += (long long)gridDim.x * BLOCK_ROWS) {
+  const long long begin = (long long)blockIdx.x * BLOCK_ROWS, step = (long long)gridDim.x * BLOCK_ROWS;
+  for (long long first = begin; first < count; first += step) {
     const unsigned row = first + own < count ? rows[q * n + first + own] : NO_ROW;
     const float score = score_row(codes, sides, row, query, table, staged);
     const bool is_kept = row != NO_ROW && threadIdx.x % 32 < WARP_ROWS && score >= threshold;
