@@ -92,7 +92,7 @@ __device__ void multiply_tile(const Codes& codes, const Tile& tile, const Querie
     stage_rows<SIGNS>(codes, expanded_row, first, table, tile.staged);
     stage_queries<SIGNS>(queries, first, staged_queries);
     __syncthreads();
-#pragma unroll 2
+#pragma unroll 1
     for (int at = 0; at < CHUNK; at += 4) {
       int4 levels[OWN_ROWS];
 #pragma unroll

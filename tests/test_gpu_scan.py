@@ -80,7 +80,7 @@ def assert_found(runtime: HostRuntime, index: tq.Index, queries: Any, k: int, se
 
 
 @pytest.mark.parametrize("config", CODECS, ids=name_of)
-@pytest.mark.parametrize("dim", [3, 65, 200])
+@pytest.mark.parametrize("dim", [3, 65, 110])
 def test_many_queries_are_the_exact_scan(dim: int, config: Any) -> None:
     for metric, center in (("ip", None), ("cosine", np.full(dim, 0.1)), ("l2", None)):
         index = made_index(203, dim, metric, center=center, **config)
@@ -218,7 +218,8 @@ def test_selection_by_slices_and_with_what_was_best(k: int, monkeypatch: pytest.
 
 def test_equal_candidates_are_told_apart_by_their_ids_alone() -> None:
     ids = np.random.default_rng(0).permutation(4000).reshape(1, -1) * 2**30 - 2**40
-    found = keep_best(HOST, no_best(HOST, 1, 100), Candidates(np.zeros((1, 4000), np.float32), entry_ids=ids))
+    zeros = np.copysign(np.float32(0), np.random.default_rng(1).standard_normal((1, 4000), np.float32))
+    found = keep_best(HOST, no_best(HOST, 1, 100), Candidates(zeros, entry_ids=ids))
     np.testing.assert_array_equal(found.ids, np.sort(ids)[:, :100])
 
 
