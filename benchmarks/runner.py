@@ -9,10 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+from filelock import FileLock, Timeout
 
 from tqindex.bench.child import INTERRUPTED
 from tqindex.bench.config import FILE_SUITES, SUITES, load_config
 from tqindex.bench.plan import Plan, Task
+from tqindex.errors import LockedError, StorageError
 from tqindex.kernels.threads import available_threads
 
 
@@ -29,23 +31,52 @@ def tasks(
     return found
 
 
-def run(found: list[Task]) -> int:
-    """Run tasks; returns 0, or the exit code of the one that did not end well."""
-    for task in found:
-        source = task.source()
-        if source is None and task.set_name is not None:
-            click.echo(f"{task.suite} {task.set_name}: not at hand")
-            continue
-        plan = Plan(task, source)
-        pending = len(plan.pending)
-        click.echo(f"{plan.title}: {pending} of {len(plan.groups)} to measure, {plan.file.path}")
-        for absent in plan.absent:
-            if absent["command"]:
-                click.echo(f"{plan.title}: {absent['peer']} is {absent['reason']}: {absent['command']}")
-        code = _run_child(task, plan.suite.pinned) if pending else 0
-        if code:
-            return code
+def run(found: list[Task], folder: Path) -> int:
+    """Run tasks, whose results go into a folder; returns 0, or the exit code of the one that did not end well.
+
+    Raises
+    ------
+    LockedError
+        Another run writes into the folder: each would drop the other's rows.
+    StorageError
+        The folder cannot be written.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        for task in found:
+            source = task.source()
+            if source is None and task.set_name is not None:
+                click.echo(f"{task.suite} {task.set_name}: not at hand")
+                continue
+            plan = Plan(task, source)
+            code = _measure(plan, lock) if _announce(plan) else 0
+            if code:
+                return code
+    finally:
+        lock.release(force=True)
     return 0
+
+
+def _announce(plan: Plan) -> int:
+    """Say what is to be done; returns how many groups there are to measure."""
+    pending = len(plan.pending)
+    click.echo(f"{plan.title}: {pending} of {len(plan.groups)} to measure, {plan.file.path}")
+    for absent in plan.absent:
+        if absent["command"]:
+            click.echo(f"{plan.title}: {absent['peer']} is {absent['reason']}: {absent['command']}")
+    return pending
+
+
+def _measure(plan: Plan, lock: FileLock) -> int:
+    folder = Path(lock.lock_file).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise LockedError(f"{folder}: another `tqindex bench run` is writing its results there") from error
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error.strerror}") from error
+    return _run_child(plan.task, plan.suite.pinned)
 
 
 def _run_child(task: Task, pinned: bool) -> int:

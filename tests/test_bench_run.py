@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from tqindex.bench import runner
 from tqindex.bench.config import FILE_SUITES, SUITES
@@ -214,8 +215,15 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, capfd: pytest.CaptureFi
     code = run(["bench", "run", "distortion", "--size", "test", "--results", str(tmp_path / "file")])
     assert code == 2
     err = capfd.readouterr().err
-    assert err.startswith(f"Error: {tmp_path}/file/test/distortion.json: cannot be written")
+    assert err.startswith(f"Error: {tmp_path}/file: cannot be written")
     assert err.count("\n") == 1
+
+
+def test_one_run_at_a_time_writes_into_a_folder(cli: Cli, tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"):
+        code, out, err = cli("bench", "run", "distortion", "--size", "test", "--results", tmp_path)
+    assert (code, out.count("\n")) == (2, 1)
+    assert err == f"Error: {tmp_path}: another `tqindex bench run` is writing its results there\n"
 
 
 def test_peers(cli: Cli) -> None:
