@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,8 @@ from tqindex.bench.config import FILE_SUITES, SUITES, load_config
 from tqindex.bench.plan import Plan, Task
 from tqindex.errors import LockedError, StorageError
 from tqindex.kernels.threads import available_threads
+
+_POLL_SECONDS = 0.1
 
 
 def tasks(
@@ -43,18 +46,24 @@ def run(found: list[Task], folder: Path) -> int:
     """
     lock = FileLock(folder / ".lock", timeout=0)
     try:
-        for task in found:
-            source = task.source()
-            if source is None and task.set_name is not None:
-                click.echo(f"{task.suite} {task.set_name}: not at hand")
-                continue
-            plan = Plan(task, source)
-            code = _measure(plan, lock) if _announce(plan) else 0
-            if code:
-                return code
+        plans = [plan for task in found if (plan := _plan(task)) and _announce(plan)]
+        if plans:
+            _take(lock)
+        # What is not timed may share the machine.
+        together = [plan for plan in plans if not plan.suite.timed]
+        apart = [plan for plan in plans if plan.suite.timed]
+        return _run_children(together, available_threads()) or _run_children(apart, 1)
     finally:
         lock.release(force=True)
-    return 0
+
+
+def _plan(task: Task) -> Plan | None:
+    """Return what there is to do; None, which is said, where the data set is not at hand."""
+    source = task.source()
+    if source is None and task.set_name is not None:
+        click.echo(f"{task.suite} {task.set_name}: not at hand")
+        return None
+    return Plan(task, source)
 
 
 def _announce(plan: Plan) -> int:
@@ -67,7 +76,7 @@ def _announce(plan: Plan) -> int:
     return pending
 
 
-def _measure(plan: Plan, lock: FileLock) -> int:
+def _take(lock: FileLock) -> None:
     folder = Path(lock.lock_file).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,21 +85,33 @@ def _measure(plan: Plan, lock: FileLock) -> int:
         raise LockedError(f"{folder}: another `tqindex bench run` is writing its results there") from error
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error.strerror}") from error
-    return _run_child(plan.task, plan.suite.pinned)
 
 
-def _run_child(task: Task, pinned: bool) -> int:
-    threads = "1" if pinned else str(available_threads())
-    # BLAS threads that wait would take the cores from a package's own.
-    variables = {"OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tqindex.bench.child", json.dumps(asdict(task))]
-    child = subprocess.Popen(command, env={**os.environ, **variables})
+def _run_children(plans: list[Plan], at_once: int) -> int:
+    """Run a process for each plan, so many at once, until one does not end well; returns 0 or its exit code."""
+    waiting, running, code = list(plans), [], 0
     try:
-        return child.wait()
+        while running or (waiting and not code):
+            if waiting and not code and len(running) < at_once:
+                running.append(_start_child(waiting.pop(0)))
+            time.sleep(_POLL_SECONDS)
+            code = next((child.returncode for child in running if child.poll()), code)
+            running = [child for child in running if child.poll() is None]
+        return code
     except KeyboardInterrupt:
-        child.wait()  # Ctrl-C reaches it too
+        for child in running:
+            child.wait()  # Ctrl-C reaches it too
         return INTERRUPTED
     finally:
-        if child.poll() is None:  # a request to end reaches this process alone
-            child.terminate()
-            child.wait()
+        for child in running:
+            if child.poll() is None:  # a request to end reaches this process alone
+                child.terminate()
+                child.wait()
+
+
+def _start_child(plan: Plan) -> "subprocess.Popen[bytes]":
+    threads = "1" if plan.suite.pinned else str(available_threads())
+    # BLAS threads that wait would take the cores from a package's own.
+    variables = {"OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tqindex.bench.child", json.dumps(asdict(plan.task))]
+    return subprocess.Popen(command, env={**os.environ, **variables})
