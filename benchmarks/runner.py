@@ -97,7 +97,6 @@ def _run_children(plans: list[Plan], at_once: int) -> int:
             time.sleep(_POLL_SECONDS)
             code = next((child.returncode for child in running if child.poll()), code)
             running = [child for child in running if child.poll() is None]
-        return code
     except KeyboardInterrupt:
         for child in running:
             child.wait()  # Ctrl-C reaches it too
@@ -107,6 +106,7 @@ def _run_children(plans: list[Plan], at_once: int) -> int:
             if child.poll() is None:  # a request to end reaches this process alone
                 child.terminate()
                 child.wait()
+    return code
 
 
 def _start_child(plan: Plan) -> "subprocess.Popen[bytes]":
