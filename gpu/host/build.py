@@ -29,9 +29,10 @@ _SANITIZERS: dict[Sanitizer, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 #: GCC calls us before each load and store, or in each basic block; loops are unrolled where NVRTC is asked to.
 _COUNTING: dict[Counting, tuple[str, ...]] = {
-    "traffic": ("-fsanitize=thread", "-fno-tree-vectorize"),
-    "instructions": ("-fsanitize-coverage=trace-pc", "-fno-tree-vectorize", "-fno-optimize-sibling-calls"),
+    "traffic": ("-fsanitize=thread",),
+    "instructions": ("-fsanitize-coverage=trace-pc", "-fno-optimize-sibling-calls"),
 }
+_COUNTED = ("-DSHIM_COUNT", "-fno-tree-vectorize")
 #: As many turns of a loop as GCC unrolls at most.
 _MOST_UNROLLED = 64
 _UNROLL = re.compile(r"#pragma unroll *(\d*)")
@@ -57,7 +58,7 @@ def load_module(source: str, defines: tuple[str, ...] = (), counting: Counting |
     else:
         parts = [_compile_part(name, "-fPIC", "-DSHIM_COUNT") for name in ("shim.cpp", "count.cpp")]
         unrolled = _UNROLL.sub(lambda found: f"#pragma GCC unroll {found[1] or _MOST_UNROLLED}", _wrapped(source))
-        parts.append(_compile(unrolled, *_KERNEL, *_LIBRARY, *_COUNTING[counting], *defines, "-c"))
+        parts.append(_compile(unrolled, *_KERNEL, *_LIBRARY, *_COUNTING[counting], *_COUNTED, *defines, "-c"))
         library = _compile("", "-shared", "-Wl,-Bsymbolic", *map(str, parts))  # without the sanitizer's own library
     return ctypes.CDLL(str(library))
 
