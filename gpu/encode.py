@@ -91,7 +91,8 @@ class Form:
         """Static shared memory of `encode_rows`, which needs the more of both."""
         coordinates = 4 * self.rows * (self.dim + (self.dim - 1) // 32)
         planes = 4 * self.rows * self.planes * -(-self.dim // 32)
-        return coordinates + planes + 8 * BLOCK + 4 * (2 ** (self.bits + 1) - 1)
+        sums = 8 * BLOCK * (self.rows < _MOST_ROWS)  # of rows that several warps share
+        return coordinates + planes + sums + 4 * (2 ** (self.bits + 1) - 1)
 
     def grid(self, n: int, at: int = 0) -> tuple[int]:
         """Return the blocks that n rows from row `at` on take; each block's first row is a multiple of `rows`."""
