@@ -39,7 +39,7 @@ def _measure(plan: Plan) -> None:
     if pinned and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     data = None if plan.source is None else load_set(plan.source)
-    job = Job(plan.config, 1 if pinned else available_threads(), plan.source, data)
+    job = Job(plan.config, 1 if pinned else available_threads(), plan.source, data, plan.task.device)
     dataset = None if data is None else data.describe()
     plan.write(dataset)
     for fingerprint in plan.pending:

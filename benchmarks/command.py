@@ -52,6 +52,7 @@ def bench() -> None:
 @click.option("--set", "names", multiple=True, help="Only this data set; may be given several times.")
 @click.option("--file", type=click.Path(path_type=Path), help="Vectors of your own, in the place of the data sets.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of the data sets; default: TQINDEX_DATA.")
+@click.option("--device", default="cpu", show_default=True, help="cpu; or gpu, gpu:N: tqindex alone, without peers.")
 @click.option("--results", type=click.Path(path_type=Path), help=f"Folder of result files; default: {_RESULTS}.")
 def run_command(
     suites: tuple[str, ...],
@@ -59,6 +60,7 @@ def run_command(
     names: tuple[str, ...],
     file: Path | None,
     data: Path | None,
+    device: str,
     results: Path | None,
 ) -> Any:
     """Run suites: recall, indexing, search, scale, distortion, threads; all of them by default.
@@ -67,9 +69,11 @@ def run_command(
     packages or the kernels have changed since: run again, the same command goes on where it stopped.
     """
     from tqindex.bench.runner import run, tasks
+    from tqindex.index.engine import open_engine
 
     folder = results or (_OWN_FILE_RESULTS if file else _RESULTS)
-    return run(tasks(suites, size, names, file, data, folder))
+    open_engine(device)  # refuses one that cannot be used before anything is measured
+    return run(tasks(suites, size, names, file, data, folder, device))
 
 
 @bench.command("peers")

@@ -12,6 +12,8 @@ SUITES = ("recall", "indexing", "search", "scale", "distortion", "threads")
 SIZES = ("test", "base", "paper")
 #: What is measured on a user's own file.
 FILE_SUITES = ("recall", "indexing", "search")
+#: What is measured of an index on a GPU: the others are of the codec, and of threads.
+GPU_SUITES = ("recall", "indexing", "search", "scale")
 _FOLDER = Path(__file__).parent
 
 

@@ -31,8 +31,8 @@ _FEATURES = (
 _MEASURED_SOURCES = ("codec", "kernels", "index")
 
 
-def describe_environment() -> dict[str, Any]:
-    """Return what a result file says of the machine and the software."""
+def describe_environment(device: str = "cpu") -> dict[str, Any]:
+    """Return what a result file says of the machine and the software, and of the GPU that was measured."""
     from tqindex.kernels.cpu import _features, simd_level
 
     features = _features()
@@ -47,7 +47,15 @@ def describe_environment() -> dict[str, Any]:
         "simd": simd_level(),
         "python": platform.python_version(),
         "versions": {name: found for name in _PACKAGES if (found := installed_version(name)) is not None},
-    }
+    } | ({} if device == "cpu" else {"gpu": describe_device(device)})
+
+
+def describe_device(device: str) -> dict[str, Any]:
+    """Return what figures of a GPU depend on."""
+    from tqindex.gpu.cuda import describe
+    from tqindex.index.engine import check_device
+
+    return describe(check_device(device) or 0)
 
 
 def installed_version(distribution: str) -> str | None:
@@ -73,6 +81,18 @@ def sources_hash() -> str:
     root = Path(tqindex.__file__).parent
     digest = hashlib.sha256()
     for source in sorted(path for name in _MEASURED_SOURCES for path in (root / name).glob("*.py")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def gpu_sources_hash() -> str:
+    """Return a hash of all sources of what runs on a GPU."""
+    import tqindex.gpu
+
+    root = Path(tqindex.gpu.__file__).parent
+    digest = hashlib.sha256()
+    for source in sorted(path for ending in ("py", "cu", "cuh") for path in root.glob(f"*.{ending}")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()
 

@@ -28,6 +28,8 @@ class Task:
         Where files of sets are looked for first.
     results : str
         Folder of the result files.
+    device : str
+        "cpu", "gpu" or "gpu:N"; results of a GPU have a folder of their own.
     """
 
     suite: str
@@ -36,6 +38,7 @@ class Task:
     file: str | None
     data: str | None
     results: str
+    device: str = "cpu"
 
     def source(self) -> Source | None:
         """Find the data set; None where its file is not at hand, or the suite has none."""
@@ -62,12 +65,13 @@ class Plan:
         self.config: Config = load_config(task.suite, task.size)
         self.absent: list[dict[str, Any]] = []
         self.groups = {
-            self.suite.fingerprint(self.config, group, source): group
+            self.suite.fingerprint(self.config, group, source, task.device): group
             for each in self.suite.groups(self.config, self._installed(), source)
             if (group := self._able(each)).methods
         }
         name = task.suite if source is None else f"{task.suite}-{source.name}"
-        self.file = ResultFile(Path(task.results) / task.size / f"{name}.json", set(self.groups))
+        size = task.size if task.device == "cpu" else f"{task.size}-gpu"
+        self.file = ResultFile(Path(task.results) / size / f"{name}.json", set(self.groups))
 
     @property
     def title(self) -> str:
@@ -85,7 +89,7 @@ class Plan:
             "suite": self.task.suite,
             "size": self.task.size,
             "dataset": dataset,
-            "environment": describe_environment(),
+            "environment": describe_environment(self.task.device),
             "config": asdict(self.config),
             "absent": self.absent,
             "not_measured": self._not_measured(),
@@ -115,6 +119,7 @@ class Plan:
             "l2" if self.source.metric == "l2" else "ip",
             self.source.metric == "cosine",
             1,
+            device=self.task.device,
         )
         refusals = {method.key: method.refusal(setup) for method in group.methods}
         for method in group.methods:

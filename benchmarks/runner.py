@@ -11,21 +11,37 @@ from pathlib import Path
 import click
 
 from tqindex.bench.child import INTERRUPTED
-from tqindex.bench.config import FILE_SUITES, SUITES, load_config
+from tqindex.bench.config import FILE_SUITES, GPU_SUITES, SUITES, load_config
 from tqindex.bench.plan import Plan, Task
+from tqindex.errors import ArgumentError
 from tqindex.kernels.threads import available_threads
 
 
 def tasks(
-    suites: Sequence[str], size: str, names: Sequence[str], file: Path | None, data: Path | None, results: Path
+    suites: Sequence[str],
+    size: str,
+    names: Sequence[str],
+    file: Path | None,
+    data: Path | None,
+    results: Path,
+    device: str = "cpu",
 ) -> list[Task]:
-    """Return what is to be run, in order: every suite on each of its sets, on those named, or on a file."""
+    """Return what is to be run, in order: every suite on each of its sets, on those named, or on a file.
+
+    Raises
+    ------
+    ArgumentError
+        An unknown suite, or one that says nothing of a GPU.
+    """
     paths = None if file is None else str(file), None if data is None else str(data), str(results)
     found = []
-    for suite in suites or (FILE_SUITES if file else SUITES):
+    able = SUITES if device == "cpu" else GPU_SUITES
+    for suite in suites or [each for each in (FILE_SUITES if file else SUITES) if each in able]:
+        if suite in SUITES and suite not in able:
+            raise ArgumentError(f"suite must be one of {', '.join(able)} on a GPU; got {suite!r}")
         config = load_config(suite, size)
         sets: Sequence[str | None] = (None,) if file else (names or config.sets or (None,))
-        found += [Task(suite, size, name, *paths) for name in sets]
+        found += [Task(suite, size, name, *paths, device) for name in sets]
     return found
 
 

@@ -16,3 +16,12 @@ __device__ __forceinline__ int lead_place(int i, int row, int width) {
   }
   return STORED_BLOCK * start + row * size + (i - start);
 }
+
+// Where a thread puts what it keeps in a list that has *count entries; raises *count by those of its warp, all of which
+// must call.
+__device__ __forceinline__ unsigned append_place(bool is_kept, unsigned* count) {
+  const unsigned kept = __ballot_sync(WHOLE_WARP, is_kept), lane = threadIdx.x % 32;
+  unsigned first = 0;
+  if (lane == 0 && kept) first = atomicAdd(count, (unsigned)__popc(kept));
+  return __shfl_sync(WHOLE_WARP, first, 0) + __popc(kept & ((1u << lane) - 1));
+}

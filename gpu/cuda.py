@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from tqindex.errors import DeviceError
-from tqindex.gpu.failures import INSTALL, translated
+from tqindex.gpu.failures import INSTALL, translated, version_text
 from tqindex.gpu.runtime import Kernel, Launch
 from tqindex.gpu.sources import OPTIONS, define_options, read_source
 
@@ -46,6 +46,8 @@ def open_device(number: int = 0) -> "CudaRuntime":
     where = f"gpu:{number}"
     with translated(cupy, where):
         count = cupy.cuda.runtime.getDeviceCount()
+        if not count:
+            raise DeviceError("no GPU is visible: see nvidia-smi and CUDA_VISIBLE_DEVICES, or use the CPU")
         if not 0 <= number < count:
             there = ", ".join(f"gpu:{each}" for each in range(count))
             raise DeviceError(f"device must be one of those here, {there}, got {where}; see CUDA_VISIBLE_DEVICES too")
@@ -55,6 +57,23 @@ def open_device(number: int = 0) -> "CudaRuntime":
             wanted, got = (".".join(map(str, version)) for version in (LEAST_CAPABILITY, capability))
             raise DeviceError(f"{where} must have compute capability {wanted} or more, it has {got}: use the CPU")
         return CudaRuntime(cupy, number)
+
+
+def describe(number: int = 0) -> dict[str, Any]:
+    """Return what a device is and what it runs with, as JSON types; raises as `open_device`."""
+    runtime = open_device(number)
+    with runtime.guard():
+        cuda = runtime.xp.cuda.runtime
+        properties = cuda.getDeviceProperties(number)
+        return {
+            "device": f"gpu:{number}",
+            "name": properties["name"].decode(),
+            "capability": f"{properties['major']}.{properties['minor']}",
+            "bytes": int(properties["totalGlobalMem"]),
+            "driver": version_text(cuda.driverGetVersion()),
+            "cuda": version_text(cuda.runtimeGetVersion()),
+            "cupy": str(runtime.xp.__version__),
+        }
 
 
 class CudaRuntime:
@@ -109,9 +128,17 @@ class CudaRuntime:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Return a context on this device that turns CuPy's errors into `DeviceError`s that name a remedy."""
+        """Return a context on this device that turns CuPy's errors into `DeviceError`s that name a remedy.
+
+        What the caller's stream has queued for its arrays is done when it begins, and all work is done when it ends:
+        the caller's stream need not be one that waits for ours.
+        """
         with translated(self.xp, self.name.replace("cuda", "gpu")), self._device:
-            yield
+            self.xp.cuda.get_current_stream().synchronize()
+            with self.xp.cuda.Stream.null as ours:
+                yield
+                self.synchronize()
+                ours.synchronize()
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """`GpuEngine`: what an index on a GPU encodes and searches with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
@@ -11,11 +11,18 @@ import numpy.typing as npt
 
 from tqindex.checks import check_rows
 from tqindex.codec import Codec
+from tqindex.errors import DeviceError
 from tqindex.gpu.arrays import take_array
 from tqindex.gpu.cuda import open_device
 from tqindex.gpu.encode import Encoder
+from tqindex.gpu.rows import DeviceStore
 from tqindex.gpu.runtime import Runtime
+from tqindex.gpu.search import DeviceSearch
 from tqindex.gpu.transfer import encode_to_host
+from tqindex.index.plan import ScanPlan
+from tqindex.index.ranges import RangeResult
+from tqindex.index.search import Found
+from tqindex.index.segments import Segment
 from tqindex.kernels.rows import StoredRows
 
 #: What the engines that are opened run on, in the place of a CUDA device. Only `run_on` sets it.
@@ -38,12 +45,13 @@ class GpuEngine:
     Rows and queries are checked, encoded and scored on the device. Arrays that come from host memory are sent there.
     """
 
-    on_cpu = ("filter bits", "rerank", "reconstruct", "remove", "compact", "merge")
+    on_cpu: tuple[str, ...] = ("filter bits", "rerank", "reconstruct", "remove", "compact", "merge")
 
     def __init__(self, runtime: Runtime) -> None:
         self.device = runtime.name.replace("cuda", "gpu")
         self._runtime = runtime
         self._lock = Lock()  # streams and copies of segments are for one call at a time
+        self._store = DeviceStore(runtime)
         self._encoder: tuple[Codec, str, Encoder] | None = None
 
     @classmethod
@@ -62,9 +70,13 @@ class GpuEngine:
         return take_array(self._runtime, vectors, name)
 
     def as_rows(self, vectors: Any, dim: int, name: str = "vectors", first_row: int = 0) -> Any:
-        """Return the array as (n, dim), of the float type and where it is."""
+        """Return the array as (n, dim), where it is; float64 of the host as float32, to send half as much."""
         del first_row  # what would name a row is left to the device
-        return check_rows(self.as_array(vectors, name), dim, name)
+        rows = check_rows(self.as_array(vectors, name), dim, name)
+        if isinstance(rows, np.ndarray) and rows.dtype == np.float64:
+            with np.errstate(over="ignore"):  # the device refuses what becomes inf
+                return rows.astype(np.float32)
+        return rows
 
     def as_host(self, array: Any) -> npt.NDArray[Any]:
         """Return an array as NumPy's."""
@@ -83,8 +95,38 @@ class GpuEngine:
     ) -> None:
         """Encode on the device, and bring the codes to `out`."""
         del threads
-        with self._lock, self._runtime.guard():
+        with self._one_call():
             encode_to_host(self._runtime, self._encoder_of(codec, metric), rows, out, first_row, at)
+
+    def search(
+        self, plan: ScanPlan, segments: Sequence[Segment], queries: Any, k: int, threads: int, exact_scan: bool
+    ) -> Found:
+        """Find the k best, as the device's arrays."""
+        del threads
+        with self._one_call():
+            return self._search_by(plan).search(segments, queries, k, exact_scan)
+
+    def search_range(
+        self, plan: ScanPlan, segments: Sequence[Segment], queries: Any, threshold: float, threads: int
+    ) -> RangeResult:
+        """Find all that reach a threshold, as NumPy's arrays."""
+        del threads
+        with self._one_call():
+            return self._search_by(plan).search_range(segments, queries, threshold)
+
+    @contextmanager
+    def _one_call(self) -> Iterator[None]:
+        """Give the device to one call; one that the device fails gives up its copies, for the sake of the next."""
+        with self._lock:
+            try:
+                with self._runtime.guard():
+                    yield
+            except DeviceError:
+                self._store.clear()
+                raise
+
+    def _search_by(self, plan: ScanPlan) -> DeviceSearch:
+        return DeviceSearch(self._runtime, self._store, self._encoder_of(plan.codec, plan.metric), plan)
 
     def _encoder_of(self, codec: Codec, metric: str) -> Encoder:
         known = self._encoder

@@ -65,8 +65,10 @@ def _driver_remedy(cupy: Any) -> str:
     driver, needed = cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion()
     if not driver:
         return "there is no NVIDIA driver: install it, or use the CPU"
-    return f"the NVIDIA driver is for CUDA {_version(driver)}, CuPy for {_version(needed)}: update it, or use the CPU"
+    found, wanted = version_text(driver), version_text(needed)
+    return f"the NVIDIA driver is for CUDA {found}, CuPy for {wanted}: update the driver, or use the CPU"
 
 
-def _version(number: int) -> str:
+def version_text(number: int) -> str:
+    """Return a version as CUDA numbers it, 12090, in the usual form, 12.9."""
     return f"{number // 1000}.{number % 1000 // 10}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from tqindex.codec.packing import BLOCK
@@ -11,11 +11,10 @@ from tqindex.index.segments import ALL_LIVE, NO_IDS, Segment
 from tqindex.kernels.rows import StoredRows
 
 SIDES = ("scales", "sketch_scales", "offsets")
-_Result = TypeVar("_Result")
 
 #: Bytes that segments which stay leave free: for two others on their way, and for what a search itself needs.
 RESERVED_BYTES = 2**29
-_STREAMS = 2
+STREAMS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +47,7 @@ class DeviceSegment:
     codes : DeviceCodes, with room for at least n rows
     ids : int64, one per row, or (0,) where row i has id first_id + i
     live : uint8, as `tqindex.kernels.live` has them, or (0,) where all rows take part
-    first_id, n : int
+    first_id, n, n_live : int
     """
 
     codes: DeviceCodes
@@ -56,6 +55,7 @@ class DeviceSegment:
     live: Any
     first_id: int
     n: int
+    n_live: int
 
 
 class DeviceRows:
@@ -81,7 +81,7 @@ class DeviceRows:
             self._send(segment.rows, n)
         if segment.live is not self._live_of:
             self._live_of, self._live = segment.live, self._runtime.upload(segment.live)
-        return DeviceSegment(self._codes, self._ids, self._live, segment.first_id, n)
+        return DeviceSegment(self._codes, self._ids, self._live, segment.first_id, n, segment.n_live)
 
     def _send(self, rows: StoredRows, n: int) -> None:
         """Send the rows up to n that are not there; a block of the leading planes may have been half full."""
@@ -109,17 +109,15 @@ class DeviceStore:
         self._runtime, self._reserved = runtime, reserved
         self._held: WeakKeyDictionary[StoredRows, DeviceRows] = WeakKeyDictionary()
 
-    def map(self, segments: Sequence[Segment], work: Callable[[DeviceSegment], _Result]) -> list[_Result]:
-        """Return work(copy) of every segment that has live rows.
+    def visit(self, segments: Sequence[Segment], work: Callable[[int, DeviceSegment], None]) -> None:
+        """Call work(stream, copy) for every segment that has live rows.
 
         Segments take turns on the runtime's two streams, and each is worked on inside its own: meanwhile the next is
         sent. The copy of one that is not to stay lasts as long as `work`, which is to queue all that reads it.
         """
-        results = []
         for turn, segment in enumerate(segment for segment in segments if segment.n_live):
-            with self._runtime.stream(turn % _STREAMS):
-                results.append(work(self._rows_of(segment.rows).updated(segment)))
-        return results
+            with self._runtime.stream(turn % STREAMS):
+                work(turn % STREAMS, self._rows_of(segment.rows).updated(segment))
 
     def clear(self) -> None:
         """Give up all copies."""

@@ -7,13 +7,12 @@ import numpy as np
 
 from tqindex.codec.packing import BLOCK, row_places
 from tqindex.gpu.encode import Encoder
-from tqindex.gpu.rows import SIDES, DeviceCodes
+from tqindex.gpu.rows import SIDES, STREAMS, DeviceCodes
 from tqindex.gpu.runtime import Runtime
 from tqindex.kernels.rows import StoredRows
 
 #: Bytes of vectors that are encoded at a time, while the next are sent.
 PIECE_BYTES = 8 * 2**20
-_STREAMS = 2
 
 
 def encode_to_host(runtime: Runtime, encoder: Encoder, rows: Any, out: StoredRows, first_row: int, at: int) -> None:
@@ -30,7 +29,7 @@ def encode_to_host(runtime: Runtime, encoder: Encoder, rows: Any, out: StoredRow
     pieces = [slice(*cut) for cut in pairwise(cuts)]
 
     def send(turn: int) -> Any:
-        with runtime.stream(turn % _STREAMS):
+        with runtime.stream(turn % STREAMS):
             piece = rows[pieces[turn]]
             return runtime.upload(piece) if isinstance(rows, np.ndarray) else piece
 
@@ -39,7 +38,7 @@ def encode_to_host(runtime: Runtime, encoder: Encoder, rows: Any, out: StoredRow
         sent, n, target = following, piece.stop - piece.start, at + piece.start
         if turn + 1 < len(pieces):
             following = send(turn + 1)
-        with runtime.stream(turn % _STREAMS):
+        with runtime.stream(turn % STREAMS):
             codes = DeviceCodes.like(runtime, out, target % BLOCK + n)
             encoder.encode_rows(sent, codes, first_row + piece.start, target % BLOCK)
             _bring(runtime, codes, out, target, n)

@@ -1,12 +1,14 @@
 """Fixtures that tests share."""
 
 import hashlib
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -159,6 +161,36 @@ def site() -> Iterator[Site]:
         yield site
         server.shutdown()
         thread.join()
+
+
+# -- a GPU that is none
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AbstractContextManager[Any]]:
+    """Return a context in which `import cupy` gives the stand-in of tests/fake_cupy, with settings of its `Fake`."""
+    from tqindex.gpu import cuda
+
+    @contextmanager
+    def use(**settings: Any) -> Iterator[Any]:
+        with monkeypatch.context() as patch:
+            for name in [name for name in sys.modules if name.split(".")[0] == "cupy"]:
+                patch.delitem(sys.modules, name)
+            patch.syspath_prepend(Path(__file__).parent / "fake_cupy")
+            cupy = importlib.import_module("cupy")
+            for name, value in settings.items():
+                setattr(cupy.fake, name, value)
+            for cache in (cuda.open_device, cuda._load_module):
+                cache.cache_clear()
+            try:
+                yield cupy
+            finally:
+                for cache in (cuda.open_device, cuda._load_module):
+                    cache.cache_clear()
+                for name in ("cupy.cuda", "cupy"):
+                    del sys.modules[name]
+
+    return use
 
 
 # -- indexes and the command

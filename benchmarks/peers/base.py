@@ -30,6 +30,8 @@ class Setup:
     threads : int
     seed : int
         Of rotations and of training.
+    device : str
+        "cpu", "gpu" or "gpu:N", as for `tqindex.Index`.
     """
 
     dim: int
@@ -39,6 +41,7 @@ class Setup:
     unit: bool
     threads: int
     seed: int = 0
+    device: str = "cpu"
 
     @property
     def width(self) -> int:
@@ -98,6 +101,8 @@ class Method:
     least_dim : int
     sets_threads : bool
         Whether the number of threads can be set while the package runs.
+    on_gpu : bool
+        Whether it is measured on a GPU too.
     """
 
     key: str
@@ -110,9 +115,12 @@ class Method:
     only: Literal["unit", "ip"] | None = None
     least_dim: int = 1
     sets_threads: bool = True
+    on_gpu: bool = False
 
     def refusal(self, setup: Setup) -> str | None:
         """Say why the method does not do what is asked; None if it does."""
+        if setup.device != "cpu" and not self.on_gpu:
+            return "is measured on the CPU only"
         if setup.dim < self.least_dim:
             return f"takes vectors of at least {self.least_dim} dimensions"
         if setup.bits is not None and (setup.dim * setup.bits) % self.divides:

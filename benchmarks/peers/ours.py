@@ -26,7 +26,8 @@ class Ours(Peer):
 
     def _make(self, center: Float32Array | None) -> tq.Index:
         setup = self._setup
-        return tq.Index(setup.dim, setup.width, setup.metric, center=center, seed=setup.seed, **self._parameters)
+        parameters = self._parameters | {"center": center, "seed": setup.seed, "device": setup.device}
+        return tq.Index(setup.dim, setup.width, setup.metric, **parameters)
 
     def train(self, rows: Float32Array) -> None:
         """Take the centre, where there is to be one."""
@@ -60,6 +61,7 @@ def _method(key: str, label: str, parameters: dict[str, Any], widths: tuple[int,
         family="centred" if centred else "oblivious",
         make=lambda setup: Ours(setup, centred, parameters),
         widths=widths,
+        on_gpu=parameters.get("effort") != "search",  # the CPU alone makes such codes
     )
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from tqindex.bench.config import Config
-from tqindex.bench.environment import cpu_name, installed_version, sources_hash
+from tqindex.bench.environment import cpu_name, describe_device, gpu_sources_hash, installed_version, sources_hash
 from tqindex.bench.peers import Method, Peer, Setup, package_version
 from tqindex.bench.sets import DataSet, Float32Array, Source
 from tqindex.bench.timing import timed
@@ -55,6 +55,7 @@ class Job:
     threads: int
     source: Source | None
     loaded: DataSet | None
+    device: str = "cpu"
 
     @property
     def data(self) -> DataSet:
@@ -71,7 +72,8 @@ class Job:
     def setup(self, bits: int | None, seed: int = 0, threads: int | None = None) -> Setup:
         """Return what an index of the data is made for."""
         data = self.data
-        return Setup(data.source.dim, len(data.base), bits, data.metric, data.unit, threads or self.threads, seed)
+        form = data.source.dim, len(data.base), bits, data.metric, data.unit
+        return Setup(*form, threads or self.threads, seed, self.device)
 
 
 class Suite(ABC):
@@ -91,7 +93,7 @@ class Suite(ABC):
     def measure(self, job: Job, group: Group) -> list[dict[str, Any]]:
         """Measure one group and return its rows."""
 
-    def fingerprint(self, config: Config, group: Group, source: Source | None) -> str:
+    def fingerprint(self, config: Config, group: Group, source: Source | None, device: str = "cpu") -> str:
         """Return what changes when a group has to be measured again."""
         peers = {method.peer for method in group.methods}
         known: dict[str, Any] = {
@@ -108,6 +110,8 @@ class Suite(ABC):
         }
         if "tqindex" in peers:
             known["sources"] = [sources_hash(), installed_version("numpy"), installed_version("numba")]
+        if device != "cpu":
+            known["device"] = [describe_device(device), gpu_sources_hash()]
         if self.timed:
             known["timing"] = [config.repeats, config.budget, cpu_name(), simd_level()]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]

@@ -57,7 +57,12 @@ class Fibre {
  public:
   Fibre() = default;
   Fibre(const Fibre&) = delete;
-  ~Fibre() { std::free(stack_); }
+  ~Fibre() {
+#if defined(SHIM_TSAN)
+    if (stack_) __tsan_destroy_fiber(tsan_);
+#endif
+    std::free(stack_);
+  }
 
   void adopt() {  // be the stack that runs now
 #if defined(SHIM_TSAN)
@@ -79,13 +84,7 @@ class Fibre {
     makecontext(&context_, enter, 0);
 #endif
 #if defined(SHIM_TSAN)
-    tsan_ = __tsan_create_fiber(0);
-#endif
-  }
-
-  void finish() {
-#if defined(SHIM_TSAN)
-    __tsan_destroy_fiber(tsan_);
+    if (!tsan_) tsan_ = __tsan_create_fiber(0);
 #endif
   }
 

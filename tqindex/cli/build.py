@@ -11,6 +11,7 @@ from tqindex.cli.changes import add_file
 from tqindex.codec import Codec
 from tqindex.codec.codec import normalise
 from tqindex.index import Index
+from tqindex.index.engine import open_engine
 from tqindex.readers import VectorFile
 
 #: A centre from 32 rows serves as well as one from all (measured); this many leave a margin.
@@ -28,15 +29,16 @@ class Built:
 
 
 def build_index(
-    vectors: VectorFile, metric: str, centred: bool, parameters: dict[str, Any], threads: int | None
+    vectors: VectorFile, metric: str, centred: bool, parameters: dict[str, Any], threads: int | None, device: str
 ) -> Built:
     """Encode a whole file; `parameters` are the codec's. The clock starts when the kernels are compiled."""
     Codec(**parameters)  # refuses wrong parameters before the file is read
+    open_engine(device)  # so too a device that cannot be used
     center = sample_mean(vectors, metric) if centred else None
     codec = Codec(**parameters, center=center)
     of_metric = cast(Literal["ip", "cosine", "l2"], metric)
-    index = Index(codec.dim, metric=of_metric, codec=codec)
-    added = add_file(index, vectors, None, threads)
+    index = Index(codec.dim, metric=of_metric, codec=codec, device=device)
+    added = add_file(index, vectors, None, threads, device)
     return Built(index, min(len(vectors), CENTER_ROWS) if centred else 0, added.seconds)
 
 

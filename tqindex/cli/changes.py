@@ -27,9 +27,11 @@ class Added:
     seconds: float
 
 
-def add_file(index: Index, vectors: VectorFile, ids: npt.NDArray[np.int64] | None, threads: int | None) -> Added:
-    """Add a whole file. The clock starts when the kernels are compiled."""
-    Index(index.dim, metric=index.metric, codec=index.codec).add(any_rows(index.dim))  # compiles them
+def add_file(
+    index: Index, vectors: VectorFile, ids: npt.NDArray[np.int64] | None, threads: int | None, device: str
+) -> Added:
+    """Add a whole file to an index on a device. The clock starts when the kernels are compiled."""
+    Index(index.dim, metric=index.metric, codec=index.codec, device=device).add(any_rows(index.dim))  # compiles them
     start = time.perf_counter()
     with _progress_bar(len(vectors)) as progress:
         added = index.add(vectors, ids, threads, progress)

@@ -77,6 +77,9 @@ cli.add_command(bench)
 _threads = click.option("--threads", type=int, help="Threads to use; default: every CPU that the process may use.")
 _force = click.option("--force", is_flag=True, help="Replace an output that exists.")
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_device = click.option(
+    "--device", default="cpu", show_default=True, help="Where vectors are encoded and searched: cpu, gpu or gpu:N."
+)
 _dataset = click.option("--dataset", help="Which dataset of an HDF5 file holds the vectors.")
 
 
@@ -94,6 +97,7 @@ _dataset = click.option("--dataset", help="Which dataset of an HDF5 file holds t
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the rotation.")
 @click.option("--effort", default="plain", show_default=True, help="plain; or search: slower, more accurate codes.")
 @_threads
+@_device
 @_force
 def build_command(
     file: Path,
@@ -102,6 +106,7 @@ def build_command(
     metric: str | None,
     center: str,
     threads: int | None,
+    device: str,
     force: bool,
     **codec: Any,
 ) -> None:
@@ -127,7 +132,8 @@ def build_command(
         dim = check_integer(f"{file}: number of columns", vectors.shape[1], 2, MAX_DIM)
         announce_compilation()
         with _naming(vectors):
-            built = build_index(vectors, chosen, center == "auto", {"dim": dim, "kind": kind, **codec}, threads)
+            parameters = {"dim": dim, "kind": kind, **codec}
+            built = build_index(vectors, chosen, center == "auto", parameters, threads, device)
         built.index.save(target, overwrite=force)
         output.print_build(target, vectors, built)
 
@@ -142,6 +148,7 @@ def build_command(
 )
 @_json
 @_threads
+@_device
 @_force
 def search_command(
     index: Path,
@@ -151,6 +158,7 @@ def search_command(
     target: Path | None,
     as_json: bool,
     threads: int | None,
+    device: str,
     force: bool,
 ) -> None:
     """Search INDEX for the vectors in the file QUERIES.
@@ -161,7 +169,7 @@ def search_command(
     check_integer("k", k, 1, MAX_K)
     if target is not None:
         check_output(target, force)
-    opened = load(index, mmap=False)
+    opened = load(index, mmap=False, device=device)
     with open_vectors(queries, dataset, role="queries") as file:
         check_width(file, index, opened)
         rows = file[:]
@@ -189,7 +197,10 @@ def search_command(
 @_dataset
 @click.option("--ids", "names", help="Integer dataset of FILE, or a text file with one id per line; - reads stdin.")
 @_threads
-def add_command(index: Path, file: Path, dataset: str | None, names: str | None, threads: int | None) -> None:
+@_device
+def add_command(
+    index: Path, file: Path, dataset: str | None, names: str | None, threads: int | None, device: str
+) -> None:
     """Add the vectors in FILE to INDEX, all of them or none.
 
     FILE is read as by build. Without --ids, ids continue after the largest one so far.
@@ -197,11 +208,11 @@ def add_command(index: Path, file: Path, dataset: str | None, names: str | None,
     with open_vectors(file, dataset) as vectors:
         ids = None if names is None else read_ids(names, vectors)  # may wait for input: nobody is to wait for us
         with writer_lock(index):
-            opened = load(index)
+            opened = load(index, device=device)
             check_width(vectors, index, opened)
             announce_compilation()
             with _naming(vectors):
-                added = add_file(opened, vectors, ids, threads)
+                added = add_file(opened, vectors, ids, threads, device)
             opened.save(index)
         output.print_added(index, vectors, opened, added, names)
 

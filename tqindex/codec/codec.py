@@ -237,7 +237,7 @@ class Codec:
             factors = _divide(squares, tree_sum(np.abs(projected)))
         return (projected >= 0.0).astype(np.uint8), factors
 
-    def _check_codes(self, codes: Codes) -> None:
+    def check_codes(self, codes: Codes) -> None:
         """Refuse codes that cannot be this codec's; those of another seed or centre look alike."""
         if not isinstance(codes, Codes):
             raise ArgumentError(f"codes must be what encode returns, got {type(codes).__name__}")
@@ -258,7 +258,7 @@ class Codec:
         ArgumentError
             Codes of another width or kind. Codes of another seed or centre cannot be told apart.
         """
-        self._check_codes(codes)
+        self.check_codes(codes)
         levels, signs = self._levels(codes)
         rows = levels * (self._decode_factor() * codes.scales)[:, np.newaxis]
         if self.sketch_projection is not None and codes.sketch_scales is not None:
@@ -314,7 +314,7 @@ class Codec:
         ArgumentError
             Codes of another width or kind, or made for metric "l2": they do not hold <c, u>.
         """
-        self._check_codes(codes)
+        self.check_codes(codes)
         if codes.metric == "l2":
             raise ArgumentError("codes must be encoded with metric 'ip' or 'cosine', got 'l2'")
         return self._estimate(self.encode_queries(queries), codes)
@@ -324,7 +324,7 @@ class Codec:
 
         "ip" and "cosine": the estimated similarity. "l2": minus half the estimated squared distance.
         """
-        self._check_codes(codes)
+        self.check_codes(codes)
         return self._estimate(self.encode_queries(queries, codes.metric), codes)
 
     def _estimate(self, queries: QueryCodes, codes: Codes) -> Float32Array:

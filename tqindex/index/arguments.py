@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tqindex.checks import is_on_gpu
 from tqindex.errors import ArgumentError, VectorError
 from tqindex.kernels.scan import NO_ID
 
@@ -24,9 +25,16 @@ def as_source(vectors: Any, dim: int, as_rows: Callable[[Any, int], Any]) -> Any
     return vectors
 
 
+def as_host_array(values: Any, name: str) -> npt.NDArray[Any]:
+    """Return ids or bools as NumPy's array; those on a GPU are refused, since the CPU works on them."""
+    if is_on_gpu(values):
+        raise ArgumentError(f"{name} must be in host memory, got {type(values).__name__} on a GPU: copy them")
+    return np.asarray(values)
+
+
 def as_ids(ids: npt.ArrayLike, name: str = "ids") -> npt.NDArray[np.int64]:
     """Return integers as int64, of no or one dimension; messages call them `name`."""
-    array = np.asarray(ids)
+    array = as_host_array(ids, name)
     if array.size == 0 and array.dtype.kind == "f":
         array = array.astype(np.int64)  # an empty list has no integer type of its own
     if array.dtype.kind not in "iu" or array.ndim > 1:

@@ -59,7 +59,8 @@ class Changing:
                     first_row = start + part.start
                     engine.encode(draft.codec, block[part], draft.metric, segment.rows, workers, first_row, at)
                     if segment.originals.size:
-                        segment.keep_originals(engine.as_host(block[part]), at, first_row)
+                        originals = engine.as_host(block[part]).astype(np.float32, copy=False)
+                        segment.keep_originals(originals, at, first_row)
                 if progress is not None:
                     progress(start + len(block))
             self._commit(draft)

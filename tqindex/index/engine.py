@@ -41,7 +41,7 @@ class Engine(Protocol):
         """Return vectors as an array: the device's own, where they are in its memory already, else NumPy's."""
 
     def as_rows(self, vectors: Any, dim: int, name: str = "vectors", first_row: int = 0) -> Any:
-        """Return them as C-contiguous float32 (n, dim), where they are; as `tqindex.checks.as_rows`, finite or not."""
+        """Return them as (n, dim), checked as by `tqindex.checks.as_rows`, but for being finite; where they are."""
 
     def as_host(self, array: Any) -> npt.NDArray[Any]:
         """Return an array, the device's or NumPy's, as NumPy's."""

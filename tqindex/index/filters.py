@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tqindex.errors import ArgumentError
-from tqindex.index.arguments import as_ids
+from tqindex.index.arguments import as_host_array, as_ids
 from tqindex.index.ids import IdMap
 from tqindex.index.segments import RowSet, Segment, live_bits
 
@@ -37,7 +37,7 @@ def allowed_segments(given: Any, rows: RowSet, find: Callable[[], IdMap]) -> lis
     if callable(given):
         flags = [_ask(given, segment.all_ids()[segment.live_rows()]) for segment in segments]
     else:
-        array = np.asarray(list(given) if isinstance(given, Set) else given)
+        array = as_host_array(list(given) if isinstance(given, Set) else given, "filter")
         if array.dtype == np.bool_:
             flags = _split_mask(array, segments)
         else:

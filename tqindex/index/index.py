@@ -134,7 +134,8 @@ class Index(Searching):
         """
         engine = open_engine(device)
         with self._write_lock:
-            self._engine = engine
+            if engine.device != self.device:
+                self._engine = engine
         return self
 
     @property
@@ -170,7 +171,8 @@ class Index(Searching):
         ----------
         vectors : float16/32/64 of shape (n, dim) or (dim,)
             An array, anything with DLPack or `__array__`, or something with `shape` and slices such as an h5py
-            dataset, which is read in blocks.
+            dataset, which is read in blocks. On a GPU, arrays in its memory (CuPy, torch and others) are read where
+            they are.
         ids : int64-compatible integers (n,), optional
             From 0 to 2**63 - 2, distinct, and not in the index. Without them ids continue after the largest one so far.
         threads : int, optional
@@ -188,6 +190,8 @@ class Index(Searching):
             Wrong width or dtype, NaN or inf, a norm above 2**60, a zero vector under "cosine".
         ArgumentError
             Ids of another type or number, out of range, repeated, or already in the index.
+        DeviceError
+            The GPU failed, or is out of memory.
         """
         return self._write(vectors, ids, "add", threads, progress)
 

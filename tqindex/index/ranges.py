@@ -17,6 +17,8 @@ from tqindex.kernels.threads import run_parallel
 Float32Array = npt.NDArray[np.float32]
 Int64Array = npt.NDArray[np.int64]
 
+#: Queries, int64, scores, float32, and ids, int64, of results in any order.
+Collected = tuple[npt.NDArray[Any], ...]
 #: Results that are collected before they are put aside, at least.
 _ROOM = 2**16
 
@@ -40,32 +42,39 @@ def search_range(
     plan: ScanPlan, segments: Sequence[Segment], queries: Float32Array, threshold: float, threads: int
 ) -> RangeResult:
     """Return all rows whose scores reach a float32 threshold, query by query, best first, ties by the smaller id."""
-    counts, scores, ids = [np.zeros(1, np.int64)], [np.empty(0, np.float32)], [np.empty(0, np.int64)]
+    blocks = []
     for first in range(0, len(queries), QUERY_BLOCK):
         rows = queries[first : first + QUERY_BLOCK]
-        found = _collect(
-            plan,
-            segments,
-            BatchQueries.of(plan, encode_queries(plan.codec, rows, plan.metric, first)),
-            threshold,
-            threads,
-        )
-        of_query, score, row_id = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        order = np.lexsort((row_id, -score, of_query))
-        counts.append(np.bincount(of_query, minlength=len(rows)))
-        scores.append(score[order])
-        ids.append(row_id[order])
-    return RangeResult(np.cumsum(np.concatenate(counts)), np.concatenate(scores), np.concatenate(ids))
+        batch = BatchQueries.of(plan, encode_queries(plan.codec, rows, plan.metric, first))
+        blocks.append(in_order(_collect(plan, segments, batch, threshold, threads), len(rows)))
+    return joined(blocks)
+
+
+def in_order(found: Sequence[Collected], nq: int) -> RangeResult:
+    """Return what was found in any order query by query, best first, ties by the smaller id."""
+    nothing = np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64)
+    of_query, scores, ids = (np.concatenate(parts) for parts in zip(nothing, *found, strict=True))
+    order = np.lexsort((ids, -scores, of_query))
+    lims = np.cumsum(np.concatenate([[0], np.bincount(of_query, minlength=nq)]))
+    return RangeResult(lims, scores[order], ids[order])
+
+
+def joined(blocks: Sequence[RangeResult]) -> RangeResult:
+    """Return the results of blocks of queries as those of all."""
+    counts = [np.zeros(1, np.int64), *(np.diff(block.lims) for block in blocks)]
+    scores, ids = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
+    return RangeResult(
+        np.cumsum(np.concatenate(counts)),
+        np.concatenate(scores + [block.scores for block in blocks]),
+        np.concatenate(ids + [block.ids for block in blocks]),
+    )
 
 
 def _collect(
     plan: ScanPlan, segments: Sequence[Segment], batch: BatchQueries, threshold: float, threads: int
-) -> list[tuple[npt.NDArray[Any], ...]]:
-    """Return (queries, scores, ids) of what every chunk gave, in any order."""
-    nq = batch.queries[0]
-    found: list[tuple[npt.NDArray[Any], ...]] = [
-        (np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))
-    ]
+) -> list[Collected]:
+    """Return what every chunk gave."""
+    nq, found = batch.queries[0], list[Collected]()
 
     def scan(_: int, chunk: Chunk) -> None:
         arrays, first_id, start, stop = chunk

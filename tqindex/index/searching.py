@@ -96,7 +96,8 @@ class Searching(Changing):
         scores, ids, self._scored = engine.search(self._plan, segments, rows, wanted, workers, exact_scan)
         if rerank is not None:
             fetch = self.fetch or stored_originals(held, self._find_all)
-            scores, ids = rerank_candidates(engine.as_host(rows), engine.as_host(ids), k, held.metric, fetch)
+            originals = engine.as_host(rows).astype(np.float32, copy=False)
+            scores, ids = rerank_candidates(originals, engine.as_host(ids), k, held.metric, fetch)
         if held.metric == "l2":
             scores *= np.float32(-2.0)
         place = engine.as_output if output == "device" else engine.as_host

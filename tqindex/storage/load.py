@@ -16,7 +16,7 @@ from tqindex.storage.manifest import LiveEntry, Manifest, read_manifest
 from tqindex.storage.segments import parse_segments
 
 
-def load(path: str | os.PathLike[str], mmap: bool = True) -> Index:
+def load(path: str | os.PathLike[str], mmap: bool = True, device: str = "cpu") -> Index:
     """Open an index that `Index.save` or `tqindex build` wrote.
 
     Parameters
@@ -26,13 +26,17 @@ def load(path: str | os.PathLike[str], mmap: bool = True) -> Index:
         Map the segment files: opening is quick and memory is shared, but checksums are not compared (use
         `tqindex verify`). False reads everything and compares them. While an index is mapped its files may be
         deleted or replaced, but must not be truncated.
+    device : {"cpu", "gpu"} or "gpu:N"
+        As for `tqindex.Index`; files say nothing of it.
 
     Raises
     ------
     MissingFileError, CorruptIndexError, FormatVersionError, StorageError
         Nothing there; not an index, truncated or altered; written by a newer version; cannot be read.
+    ArgumentError, DeviceError
+        Another name of a device; it cannot be used.
     """
-    return _open(path, mmap)[0]
+    return _open(path, mmap)[0].to(device)
 
 
 def _open(path: str | os.PathLike[str], mmap: bool) -> tuple[Index, Manifest]:

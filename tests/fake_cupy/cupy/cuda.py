@@ -32,7 +32,7 @@ class OutOfMemoryError(MemoryError):
     pass
 
 
-class CompileException(Exception):
+class CompileException(Exception):  # noqa: N818
     def __init__(self, message):
         super().__init__()
         self._message = message
@@ -49,7 +49,7 @@ def _device_count():
 
 def _properties(number):
     major, minor = cupy.fake.capability
-    return {"major": major, "minor": minor, "name": b"Fake"}
+    return {"major": major, "minor": minor, "name": b"Fake", "totalGlobalMem": 2**34}
 
 
 class Device:
@@ -69,17 +69,31 @@ class Device:
 
 
 class Stream:
-    """Everything runs at once."""
+    """Current inside its context, in this thread; everything runs at once."""
+
+    def __init__(self):
+        self._before = []
 
     def __enter__(self):
+        self._before.append(get_current_stream())
+        cupy._here.stream = self
         return self
 
     def __exit__(self, *_):
-        pass
+        cupy._here.stream = self._before.pop()
 
     def synchronize(self):
         """Fail as kernels do, after their start."""
+        cupy.fake.waits.append(self)
         cupy._fail("synchronize")
+
+
+Stream.null = Stream()
+
+
+def get_current_stream():
+    """Return this thread's stream."""
+    return getattr(cupy._here, "stream", Stream.null)
 
 
 runtime = SimpleNamespace(

@@ -1,0 +1,201 @@
+"""Many queries against many rows on the device; the launches of `scan.cu`.
+
+Blocks keep the best of their rows in shared memory for k up to 128, so that no matrix of scores exists. For more the
+scores of as many rows as fit in a stated room are written out and selected from: 4 bytes for each query and row, read
+about six times, where the codes are read once for 64 queries.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tqindex.codec import Codec
+from tqindex.codec.codes import Codes, QueryCodes
+from tqindex.codec.packing import BLOCK, pad_planes, plane_bytes, unpack_codes
+from tqindex.errors import ArgumentError
+from tqindex.gpu.best import Best, Candidates, keep_best
+from tqindex.gpu.codes import DeviceQueries, code_defines, every_defines, list_live, row_arguments
+from tqindex.gpu.rows import DeviceCodes, DeviceSegment
+from tqindex.gpu.runtime import Kernel, Runtime
+from tqindex.index.segments import ALL_LIVE, NO_IDS
+
+#: Results that blocks keep of each query, and the queries of their tiles, by KEEP of scan.cu.
+_TILE_QUERIES = {0: 64, 32: 64, 128: 32}
+_TILE_ROWS, _THREADS = 64, 256
+#: Blocks that keep any device busy. A block that keeps the best of its rows has at least so many for each of them:
+#: most of the first rows are put among the best, at the cost of about ten others.
+_BLOCKS, _ROWS_PER_RESULT = 512, 16
+#: Bytes of a matrix of scores.
+_MATRIX_BYTES = 2**28
+
+
+class Grid(NamedTuple):
+    """A launch of `scan_tiles`: blocks of rows, tiles of queries, and rows of a block."""
+
+    blocks: int
+    tiles: int
+    rows_per_block: int
+
+
+class Part(NamedTuple):
+    """Rows start..start + count, or as many that `numbers` lists, uint32 of the device."""
+
+    start: int
+    count: int
+    numbers: Any = None
+
+
+class Found(NamedTuple):
+    """What `scan_tiles` writes."""
+
+    scores: Any
+    rows: Any
+
+
+def scan_kernel(defines: tuple[tuple[str, int], ...], keep: int) -> Kernel:
+    """Return a specialisation; defines: as `tqindex.gpu.codes.code_defines`; keep: as `room_kept`."""
+    return Kernel("scan.cu", "scan_tiles", tuple(sorted((*defines, ("KEEP", keep)))))
+
+
+def specialisations() -> Iterator[Kernel]:
+    """Yield every kernel that some codec runs."""
+    for defines in every_defines():
+        yield from (scan_kernel(defines, keep) for keep in _TILE_QUERIES)
+
+
+def room_kept(k: int) -> int:
+    """Return how many results blocks have room for where k are wanted; 0: scores are written out instead."""
+    return next((room for room in (32, 128) if k <= room), 0)
+
+
+def plan_grid(rows: int, nq: int, k: int, keep: int) -> Grid:
+    """Return the launch for so many rows and queries, where blocks keep the k best, or none with `keep` 0."""
+    tiles, row_tiles = -(-nq // _TILE_QUERIES[keep]), -(-rows // _TILE_ROWS)
+    per_block = 1
+    if keep:
+        per_block = max(-(-row_tiles // max(1, _BLOCKS // tiles)), -(-_ROWS_PER_RESULT * k // _TILE_ROWS))
+    return Grid(-(-row_tiles // per_block), tiles, per_block * _TILE_ROWS)
+
+
+def matrix_rows(nq: int, k: int) -> int:
+    """Return of how many rows scores are written out at a time.
+
+    At least twice k, since the best so far are selected from anew with each part.
+    """
+    return max(_MATRIX_BYTES // (4 * nq), 2 * k)
+
+
+def scan_rows(runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: DeviceSegment, best: Best) -> Best:
+    """Score the live rows against all queries and return the best of them and of those so far.
+
+    Queries: at most 65,535 tiles of 32.
+    """
+    k, count = best.scores.shape[1], segment.n_live
+    if not k or not count or not len(queries):
+        return best
+    numbers = list_live(runtime, segment) if segment.live.size else None
+    keep = room_kept(k)
+    if keep:
+        found = _scan_kept(runtime, codec, queries, segment, Part(0, count, numbers), k, keep)
+        return keep_best(runtime, best, found)
+    step = matrix_rows(len(queries), k)
+    for start in range(0, count, step):
+        part = Part(start, min(step, count - start), None if numbers is None else numbers[start : start + step])
+        scores = _score(runtime, codec, queries, segment, part)
+        first = 0 if numbers is not None else start
+        found = Candidates(scores, part.numbers, ids=segment.ids[first:], first_id=segment.first_id + first)
+        best = keep_best(runtime, best, found)
+    return best
+
+
+def score_rows(runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: DeviceSegment) -> Any:
+    """Return the scores of all rows, live or not, float32 (nq, n) of the device; larger is better."""
+    return _score(runtime, codec, queries, segment, Part(0, segment.n))
+
+
+def inner_product(runtime: Runtime, codec: Codec, queries: QueryCodes, codes: Codes) -> Any:
+    """Estimate <q, x> of every query and encoded vector, float32 (nq, n) of the device.
+
+    Bit for bit `tqindex.codec.Codec.inner_product`.
+
+    Parameters
+    ----------
+    queries : QueryCodes of the device, encoded for metric "ip"
+    codes : Codes
+
+    Raises
+    ------
+    ArgumentError
+        Codes of another width, or made for metric "l2": they do not hold <c, u>.
+    """
+    codec.check_codes(codes)
+    if codes.metric == "l2":
+        raise ArgumentError("codes must be encoded with metric 'ip' or 'cosine', got 'l2'")
+    segment = upload_codes(runtime, codec, codes)
+    return score_rows(runtime, codec, DeviceQueries.of(runtime, codec, queries), segment)
+
+
+def upload_codes(runtime: Runtime, codec: Codec, codes: Codes) -> DeviceSegment:
+    """Return what `Codec.encode` returns as rows of the device, all planes row by row."""
+    n, planes = len(codes), codes.packed
+    if codec.dim % 8:
+        planes = pad_planes(unpack_codes(planes, codec.dim, codec.bits), codec.bits)
+    rest = np.zeros((-(-n // BLOCK) * BLOCK, codec.bits * plane_bytes(codec.dim)), np.uint8)
+    rest[:n] = planes
+    sides = (codes.scales, codes.sketch_scales, codes.offsets)
+    given = (np.empty(0, np.float32) if side is None else side for side in sides)
+    arrays = DeviceCodes(*map(runtime.upload, (np.empty((0, 0, 0), np.uint8), rest, *given)))
+    return DeviceSegment(arrays, runtime.upload(NO_IDS), runtime.upload(ALL_LIVE), 0, n, n)
+
+
+def _scan_kept(
+    runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: DeviceSegment, part: Part, k: int, keep: int
+) -> Candidates:
+    """Return the k best of each block of some rows."""
+    xp, nq = runtime.xp, len(queries)
+    grid = plan_grid(part.count, nq, k, keep)
+    shape = nq, grid.blocks * k
+    found = Found(xp.empty(shape, np.float32), xp.empty(shape, np.uint32))
+    _launch(runtime, codec, queries, segment, part, grid, k, keep, found)
+    return Candidates(found.scores, found.rows, ids=segment.ids, first_id=segment.first_id)
+
+
+def _score(runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: DeviceSegment, part: Part) -> Any:
+    """Return the scores of some rows, (nq, part.count)."""
+    scores = runtime.xp.empty((len(queries), part.count), np.float32)
+    if scores.size:
+        grid = plan_grid(part.count, len(queries), 0, 0)
+        _launch(runtime, codec, queries, segment, part, grid, 0, 0, Found(scores, runtime.xp.empty(0, np.uint32)))
+    return scores
+
+
+def _launch(
+    runtime: Runtime,
+    codec: Codec,
+    queries: DeviceQueries,
+    segment: DeviceSegment,
+    part: Part,
+    grid: Grid,
+    k: int,
+    keep: int,
+    found: Found,
+) -> None:
+    has_numbers = part.numbers is not None
+    arguments = (
+        *row_arguments(codec, segment.codes),
+        segment.ids,
+        np.int32(segment.ids.size > 0),
+        part.numbers if has_numbers else runtime.xp.empty(0, np.uint32),
+        np.int32(has_numbers),
+        np.int64(part.start),
+        np.int64(part.count),
+        np.int64(grid.rows_per_block),
+        *queries.arguments(),
+        np.int32(len(queries)),
+        np.int32(queries.depth),
+        np.int32(k),
+        *found,
+    )
+    kernel = scan_kernel(code_defines(codec), keep)
+    runtime.function(kernel)((grid.blocks, grid.tiles), (_THREADS,), arguments)

@@ -1,0 +1,214 @@
+"""A GPU that cannot be used, or fails, is one line that names a remedy, and the index is what it was.
+
+The errors are CuPy 14's own, by name and text, raised by a stand-in for it.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tqindex as tq
+from tqindex.errors import DeviceError, TQIndexError
+from tqindex.gpu import cuda, is_available
+
+N, DIM = 100, 64
+VECTORS = np.random.default_rng(0).standard_normal((N, DIM), dtype=np.float32)
+
+
+def check_message(error: BaseException, *words: str) -> None:
+    assert isinstance(error, TQIndexError)
+    assert isinstance(error, RuntimeError)
+    message = str(error)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def check_unusable(*words: str, device: str = "gpu") -> None:
+    """Whoever asks for the GPU is told why not, and an index that is moved there stays where it is."""
+    index = tq.Index(DIM)
+    index.add(VECTORS)
+    expected = index.search(VECTORS[:10], 5)
+    for ask in (lambda: index.to(device), lambda: tq.Index(DIM, device=device)):
+        with pytest.raises(DeviceError) as caught:
+            ask()
+        check_message(caught.value, *words)
+    if device == "gpu":
+        available = is_available()
+        assert not available
+        assert available.reason == str(caught.value)
+    assert index.device == "cpu"
+    for ours, theirs in zip(index.search(VECTORS[:10], 5), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+# -- before anything runs
+
+
+def test_without_cupy_the_package_works_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    cuda.open_device.cache_clear()
+    check_unusable("the GPU needs CuPy, which is not installed: pip install 'tqindex[gpu]'", "cupy-cuda13x")
+
+
+def test_a_broken_cupy_is_told_from_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> Any:
+        raise ImportError("libcublas.so.12: cannot open\nshared object file")
+
+    monkeypatch.setattr(cuda.importlib, "import_module", fail)
+    cuda.open_device.cache_clear()
+    check_unusable("CuPy cannot be imported: libcublas.so.12: cannot open shared object file", "pip install")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"count_error": 35, "driver": 0}, ("cudaErrorInsufficientDriver", "there is no NVIDIA driver: install it")),
+        ({"count_error": 35, "driver": 11040}, ("driver is for CUDA 11.4, CuPy for 12.9: update the driver",)),
+        ({"count_error": 100}, ("cudaErrorNoDevice", "nvidia-smi", "CUDA_VISIBLE_DEVICES")),
+        ({"count_error": 803}, ("cudaErrorSystemDriverMismatch", "driver does not fit", "update it")),
+        ({"capability": (7, 0)}, ("gpu:0 must have compute capability 7.5 or more, it has 7.0: use the CPU",)),
+        ({"devices": 0}, ("no GPU is visible", "CUDA_VISIBLE_DEVICES")),
+    ],
+    ids=["no driver", "old driver", "no device", "other driver", "old architecture", "none visible"],
+)
+def test_what_keeps_a_gpu_from_being_used_is_named(settings: Any, words: tuple[str, ...], fake_cupy: Any) -> None:
+    with fake_cupy(**settings):
+        check_unusable(*words)
+
+
+def test_a_device_that_is_not_there_is_named_with_those_that_are(fake_cupy: Any) -> None:
+    with fake_cupy(devices=2):
+        check_unusable("gpu:0, gpu:1", "got gpu:2", "CUDA_VISIBLE_DEVICES", device="gpu:2")
+        assert is_available(1)
+        assert not is_available(2)
+
+
+def test_the_driver_may_come_later(fake_cupy: Any) -> None:
+    """A refusal is not remembered."""
+    with fake_cupy(count_error=35) as cupy:
+        assert not is_available()
+        cupy.fake.count_error = None
+        assert is_available()
+        assert tq.Index(DIM, device="gpu").device == "gpu:0"
+
+
+# -- while something runs
+
+
+def errors_of(cupy: Any) -> dict[str, tuple[str, Exception, tuple[str, ...]]]:
+    """What fails, by what, and the words to be said."""
+    cuda = cupy.cuda
+    return {
+        "memory": (
+            "alloc",
+            cuda.memory.OutOfMemoryError("Out of memory allocating 1,024 bytes (allocated so far: 2,048 bytes)."),
+            ("gpu:0", "Out of memory allocating 1,024 bytes", "use the CPU"),
+        ),
+        "driver's memory": ("launch", cuda.CUDADriverError("CUDA_ERROR_OUT_OF_MEMORY: out of memory"), ("memory",)),
+        "sending": ("upload", cuda.CUDARuntimeError(2), ("cudaErrorMemoryAllocation", "memory")),
+        "compiler": (
+            "compile",
+            cuda.compiler.CompileException("a.cu(3): warning #177-D: unused\na.cu(9): error: what is this\n1 error"),
+            ("a.cu(9): error: what is this", "a kernel does not compile: update CuPy"),
+        ),
+        "new architecture": (
+            "compile",
+            cuda.compiler.CompileException("nvrtc: error: invalid value for --gpu-architecture (-arch)\n"),
+            ("newer CuPy",),
+        ),
+        "architecture": ("compile", cuda.CUDARuntimeError(209), ("architecture", "newer CuPy")),
+        "driver": ("compile", cuda.CUDARuntimeError(222), ("driver does not fit", "update")),
+        "toolkit": (
+            "compile",
+            RuntimeError('Failure finding "libnvrtc.so.12": No such file: libnvrtc.so.12\n'),
+            ("a library of CUDA is missing", "pip install", "[ctk]"),
+        ),
+        "busy": ("launch", cuda.CUDARuntimeError(46), ("another process", "nvidia-smi")),
+        "kernel": ("download", cuda.CUDARuntimeError(700), ("cudaErrorIllegalAddress", "restart the process")),
+        "late kernel": ("synchronize", cuda.CUDARuntimeError(700), ("cudaErrorIllegalAddress", "restart the process")),
+    }
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "memory", "driver's memory", "sending", "compiler", "new architecture", "architecture", "driver", "toolkit",
+        "busy", "kernel", "late kernel",
+    ],
+)  # fmt: skip
+def test_a_failing_device_leaves_the_index_as_it_was(kind: str, fake_cupy: Any) -> None:
+    with fake_cupy() as cupy:
+        failing, error, words = errors_of(cupy)[kind]
+        index = tq.Index(DIM, device="gpu")
+        if failing != "compile":
+            index.add(VECTORS[:50])
+            expected = index.search(VECTORS[:10], 5)
+            index.add(VECTORS[50:60], ids=np.arange(100, 110))
+        before = index.to_bytes()
+        cupy.fake.failing = {failing: error}
+        asked: list[Callable[[], Any]] = [
+            lambda: index.add(VECTORS[60:]),
+            lambda: index.search(VECTORS[:10], 5),
+            lambda: index.search(VECTORS[0], 5),
+            lambda: index.range_search(VECTORS[:2], 0.0),
+        ]
+        if failing != "compile":
+            asked.append(lambda: index.update([0], VECTORS[:1]))
+        for ask in asked:
+            with pytest.raises(DeviceError) as caught:
+                ask()
+            check_message(caught.value, *words)
+            assert caught.value.__cause__ is error
+            assert index.to_bytes() == before
+        cupy.fake.failing = {}
+        if failing != "compile":
+            index.remove(np.arange(100, 110))
+            for ours, theirs in zip(index.search(VECTORS[:10], 5), expected, strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+        index.add(VECTORS[60:])  # the device may be used again, and so may the CPU
+        assert index.to("cpu").search(VECTORS[60], 1).scores[0] > 0.9
+
+
+def test_memory_that_ends_is_given_back(fake_cupy: Any) -> None:
+    """An index on the device fills its memory; the search that fails gives up what it had sent."""
+    with fake_cupy() as cupy:
+        index = tq.Index(DIM, device="gpu")
+        index.add(VECTORS)
+        index.search(VECTORS[:10], 5)
+        free, cupy.fake.free_bytes = cupy.fake.free_bytes, 100
+        with pytest.raises(DeviceError, match="Out of memory"):
+            index.search(VECTORS[:10], 5)
+        cupy.fake.free_bytes += free - 100
+        assert len(index._engine._store._held) == 0  # type: ignore[attr-defined]
+        assert index.search(VECTORS[0], 1).ids[0] == 0
+
+
+def test_a_device_that_fails_in_the_middle_of_an_add_changes_nothing(
+    fake_cupy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tqindex.index import changing
+
+    monkeypatch.setattr(changing, "_BLOCK_BYTES", 16 * 4 * DIM)
+    with fake_cupy() as cupy:
+        index = tq.Index(DIM, device="gpu")
+        index.add(VECTORS[:10])
+        before = index.to_bytes()
+
+        def fail(done: int) -> None:
+            if done >= 32:
+                cupy.fake.failing = {"upload": cupy.cuda.CUDARuntimeError(2)}
+
+        with pytest.raises(DeviceError):
+            index.add(VECTORS, progress=fail)
+        cupy.fake.failing = {}
+        assert index.to_bytes() == before
+        index.search(VECTORS[:10], 5)
+        index.add(VECTORS[10:])
+        whole = tq.Index(DIM)
+        whole.add(VECTORS)
+        assert index.to_bytes() == whole.to_bytes()
+        np.testing.assert_array_equal(index.search(VECTORS[:20], 5).ids, whole.search(VECTORS[:20], 5).ids)
