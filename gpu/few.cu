@@ -8,10 +8,6 @@
 #include "common.cuh"
 #include "codes.cuh"
 
-#ifndef SHORT_BOUNDS
-#define SHORT_BOUNDS 0
-#endif
-
 constexpr int THREADS = 256, MOST_BLOCKS = 4;  // of one multiprocessor: 64 registers for each thread
 // Coordinates of a query that are in shared memory at a time, as halves.
 constexpr int CHUNK_HALVES = 256;
@@ -24,19 +20,21 @@ constexpr float SLACK = 1.f / (1 << 21);
 // The same of a bound, and the least step of a query by which there are bounds (tqindex.kernels.coarse, .queries).
 constexpr float BOUND_SLACK = 1.f / (1 << 20), LEAST_STEP = 1.f / (1ll << 55) / (1ll << 55);
 
-// Bounds are kept as float32, or, where rows are so short that this would count, as its upper half, rounded up.
-#if SHORT_BOUNDS
-typedef unsigned short Stored;
-__device__ __forceinline__ Stored store_bound(float bound) {
-  const unsigned bits = __float_as_uint(bound);
-  return (bits >> 31 ? bits : bits + 0xffff) >> 16;
-}
-__device__ __forceinline__ float read_bound(Stored bound) { return __uint_as_float((unsigned)bound << 16); }
-#else
-typedef float Stored;
-__device__ __forceinline__ Stored store_bound(float bound) { return bound; }
-__device__ __forceinline__ float read_bound(Stored bound) { return bound; }
-#endif
+// A bound is kept as a byte: where it lies, rounded up, between the least and the largest of the THREADS rows that a
+// block bounds together; 0 for a row that is not live. Bounds are written and read again, and four bytes of each would
+// be a third of a short row's first plane.
+struct Range {
+  float least, largest;
+
+  __device__ float step() const { return (largest - least) / 254.f; }
+  __device__ float read(int code) const { return code == 255 ? largest : least + (code - 1) * step(); }
+  __device__ int store(float bound) const {
+    if (!(step() > 0.f && step() < 1e38f)) return 255;
+    int code = 1 + (int)fminf((bound - least) / step(), 254.f);
+    while (code < 255 && read(code) < bound) ++code;
+    return code;
+  }
+};
 
 // Bring the halves first.. of a query to shared memory.
 __device__ void stage_query(const signed char* query, int halves, int first, int4* staged) {
@@ -84,21 +82,42 @@ __device__ Weights weigh(float step, int sum, int squares, double lowest, double
   return {(float)(step * gap), (float)estimate, (float)(estimate + step * margin * sqrt((double)squares))};
 }
 
+// The range of the bounds of a block's live rows; all threads must call, with a bound of -inf where there is none.
+// room: used by one call of two, so that threads may go on before all have read.
+__device__ Range find_range(float bound, float2* room) {
+  const bool is_there = bound > no_score();
+  float least = is_there ? bound : -no_score(), largest = bound;
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) {
+    least = fminf(least, __shfl_xor_sync(WHOLE_WARP, least, apart));
+    largest = fmaxf(largest, __shfl_xor_sync(WHOLE_WARP, largest, apart));
+  }
+  if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = make_float2(least, largest);
+  __syncthreads();
+  for (int warp = 0; warp < THREADS / 32; ++warp) {
+    least = fminf(least, room[warp].x);
+    largest = fmaxf(largest, room[warp].y);
+  }
+  return {least, largest};
+}
+
 // Bound every live row by its first plane, -inf for others; find of each group of rows the best estimate.
 //
 // Blocks: (rows, queries); thread t of block b has the rows (b * turns + turn) * THREADS + t, and every WARP_GROUPS-th
 // thread of a warp is of the same group: rows that follow each other, and are often alike, are of several
-// lead: the first plane; lowest .. margin: as weigh; bounds: (nq, n)
+// lead: the first plane; lowest .. margin: as weigh
+// bounds: (nq, n), ranges: (nq, ceil(n / THREADS), 2), as Range
 // estimates, estimated_rows: (nq, blocks.x * BLOCK_GROUPS), -inf and NO_ROW for a group without live rows
 extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS)
     bound_rows(const unsigned char* __restrict__ lead, int width, const float* __restrict__ scales,
                const float* __restrict__ offsets, int has_offsets, const unsigned char* __restrict__ live,
                int has_live, long long n, const signed char* __restrict__ queries, int depth,
                const float* __restrict__ reals, const int* __restrict__ integers, double lowest, double gap,
-               double margin, int turns, Stored* __restrict__ bounds, float* __restrict__ estimates,
-               unsigned* __restrict__ estimated_rows) {
+               double margin, int turns, unsigned char* __restrict__ bounds, float* __restrict__ ranges,
+               float* __restrict__ estimates, unsigned* __restrict__ estimated_rows) {
   __shared__ int4 staged[2 * CHUNK_HALVES];
   __shared__ Weights weights;
+  __shared__ float2 room[2][THREADS / 32];
   const long long query = blockIdx.y;
   const int halves = depth / HALF;
   float best = no_score();
@@ -128,7 +147,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS)
         sums.add((unsigned)(word >> HALF), at[2], at[3]);
       }
     }
-    if (row >= n) continue;
     float bound = no_score();
     if (is_live) {
       const float scale = scales[row], sum = weights.gap * (float)sums.total();
@@ -138,7 +156,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS)
       const float estimate = (weights.estimate + sum) * scale + offset;
       if (estimate > best) best = estimate, best_row = (unsigned)row;
     }
-    bounds[query * n + row] = store_bound(bound);
+    const Range range = find_range(bound, room[turn % 2]);
+    if (row < n) bounds[query * n + row] = is_live ? range.store(bound) : 0;
+    if (threadIdx.x == 0 && row < n) {
+      float* out = ranges + 2 * (query * ((n + THREADS - 1) / THREADS) + row / THREADS);
+      out[0] = range.least, out[1] = range.largest;
+    }
   }
 #pragma unroll
   for (int apart = WARP_GROUPS; apart < 32; apart *= 2) {
@@ -157,14 +180,17 @@ __device__ __forceinline__ float lowered(float threshold, float bias) {
 }
 
 // List the rows whose bound reaches the k-th of the best, (nq, k); rows: (nq, n), counts: (nq,), zeroed.
-// Blocks: (rows, queries).
+// Blocks: (ranges, queries); bounds, ranges: as bound_rows writes them
 extern "C" __global__ void __launch_bounds__(THREADS)
-    list_survivors(const Stored* __restrict__ bounds, long long n, const float* __restrict__ best, int k,
-                   const float* __restrict__ reals, unsigned* __restrict__ rows, unsigned* __restrict__ counts) {
+    list_survivors(const unsigned char* __restrict__ bounds, const float* __restrict__ ranges, long long n,
+                   const float* __restrict__ best, int k, const float* __restrict__ reals,
+                   unsigned* __restrict__ rows, unsigned* __restrict__ counts) {
   const long long query = blockIdx.y, row = (long long)blockIdx.x * THREADS + threadIdx.x;
-  const float bias = reals[3 * query + 2], threshold = lowered(best[query * k + k - 1], bias);
-  const float bound = row < n ? read_bound(bounds[query * n + row]) : no_score();
-  const bool is_kept = bound >= threshold && bound > no_score();
+  const float threshold = lowered(best[query * k + k - 1], reals[3 * query + 2]);
+  const float* own = ranges + 2 * (query * gridDim.x + blockIdx.x);
+  const Range range = {own[0], own[1]};
+  const int code = row < n ? bounds[query * n + row] : 0;
+  const bool is_kept = code > 0 && range.read(code) >= threshold;
   const unsigned place = append_place(is_kept, counts + query);
   if (is_kept) rows[query * n + place] = (unsigned)row;
 }

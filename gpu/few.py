@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tqindex.codec import Codec
-from tqindex.codec.packing import plane_bytes
 from tqindex.gpu.best import Best, Candidates, keep_best, no_best
 from tqindex.gpu.codes import DeviceQueries, code_defines, every_defines, list_live, row_arguments
 from tqindex.gpu.rows import DeviceSegment
@@ -21,30 +20,23 @@ from tqindex.gpu.scan import Found
 from tqindex.index.plan import ScanPlan
 from tqindex.kernels.coarse import FIRST_GAP, KAPPA, LOWEST, SKETCH, VARIANCE
 
+_KERNELS = "bound_rows", "list_survivors", "score_rows", "score_survivors"
 _THREADS, _ROWS_PER_BLOCK = 256, 64
 #: Blocks that keep any device busy; those that score rows take more rows in turn.
 _BLOCKS = 2048
 #: Groups of rows, of which only the likeliest row may be scored for the threshold: 32 in each block, which has up to 8
 #: rows for each thread, if there are at least so many groups for each of the k best. So many times k rows are scored.
 _BLOCK_GROUPS, _MOST_TURNS, _GROUPS_PER_RESULT, _PROBES_PER_RESULT = 32, 8, 8, 2
-#: Planes of fewer bytes have their bounds in 2 bytes, not in 4: written and read again they would cost too much.
-_SHORT_WIDTH = 64
 #: Below this share of live rows, or so many for each of the k best, all are scored.
 _LEAST_LIVE, _ROWS_PER_RESULT = 1 / 16, 32
 #: What float32 scores may differ by, relative to the largest that a row could reach (tqindex.kernels.coarse).
 _SLACK = 2.0**-20
 
 
-def few_kernel(name: str, defines: tuple[tuple[str, int], ...], is_short: bool) -> Kernel:
-    """Return a specialisation; defines: as `tqindex.gpu.codes.code_defines`; is_short: bounds take 2 bytes."""
-    return Kernel("few.cu", name, tuple(sorted((*defines, ("SHORT_BOUNDS", int(is_short))))))
-
-
 def specialisations() -> Iterator[Kernel]:
     """Yield every kernel that some codec runs."""
     for defines in every_defines():
-        for name in ("bound_rows", "list_survivors", "score_rows", "score_survivors"):
-            yield from (few_kernel(name, defines, is_short) for is_short in (False, True))
+        yield from (Kernel("few.cu", name, defines) for name in _KERNELS)
 
 
 class Scanned(NamedTuple):
@@ -52,6 +44,13 @@ class Scanned(NamedTuple):
 
     best: Best
     scored: Any
+
+
+class Bounds(NamedTuple):
+    """Bounds of all rows: uint8 codes (nq, n), and float32 ranges (nq, ceil(n / 256), 2) in which they lie."""
+
+    codes: Any
+    ranges: Any
 
 
 def scan_rows_few(
@@ -133,30 +132,31 @@ class _Scan:
         found = Candidates(scores, kept, ids=segment.ids, first_id=segment.first_id, counts=kept_counts)
         return Scanned(keep_best(runtime, best, found), counts.astype(np.int64) + probes)
 
-    def bound(self, constants: tuple[float, float, float], k: int) -> tuple[Any, Found]:
+    def bound(self, constants: tuple[float, float, float], k: int) -> tuple[Bounds, Found]:
         """Return the bounds of all rows, and the likeliest rows with their estimates."""
         runtime, segment, xp, nq = self.runtime, self.segment, self.runtime.xp, len(self.queries)
         turns = count_turns(segment.n, k)
         blocks = -(-segment.n // (turns * _THREADS))
-        bounds = xp.empty((nq, segment.n), np.uint16 if self.is_short else np.float32)
+        ranges = xp.empty((nq, -(-segment.n // _THREADS), 2), np.float32)
+        bounds = Bounds(xp.empty((nq, segment.n), np.uint8), ranges)
         shape = nq, blocks * _BLOCK_GROUPS
         estimates = Found(xp.empty(shape, np.float32), xp.empty(shape, np.uint32))
         lead, _, _, _, width, scales, _, offsets, has_offsets = row_arguments(self.codec, segment.codes)
         live = segment.live, np.int32(segment.live.size > 0), np.int64(segment.n)
         of_rows = lead, width, scales, offsets, has_offsets, *live
         of_queries = self.queries.levels, np.int32(self.queries.depth), self.queries.reals, self.queries.integers
-        of_bounds = *map(np.float64, constants), np.int32(turns), bounds
-        self.launch("bound_rows", blocks, (*of_rows, *of_queries, *of_bounds, *estimates))
+        of_bounds = *map(np.float64, constants), np.int32(turns)
+        self.launch("bound_rows", blocks, (*of_rows, *of_queries, *of_bounds, *bounds, *estimates))
         probes = count_probes(shape[1], k)
         likely = keep_best(runtime, no_best(runtime, nq, probes), Candidates(estimates.scores, estimates.rows))
         # The id of no row ends in the bits of the number of none.
         return bounds, Found(likely.scores, likely.ids.astype(np.uint32))
 
-    def list_survivors(self, bounds: Any, best_scores: Any) -> tuple[Any, Any]:
+    def list_survivors(self, bounds: Bounds, best_scores: Any) -> tuple[Any, Any]:
         """Return the rows whose bounds reach the last of the best, (nq, n), and how many there are of each query."""
-        xp, (nq, n), k = self.runtime.xp, bounds.shape, best_scores.shape[1]
+        xp, (nq, n), k = self.runtime.xp, bounds.codes.shape, best_scores.shape[1]
         listed, counts = xp.empty((nq, n), np.uint32), xp.zeros(nq, np.uint32)
-        arguments = bounds, np.int64(n), best_scores, np.int32(k), self.queries.reals, listed, counts
+        arguments = *bounds, np.int64(n), best_scores, np.int32(k), self.queries.reals, listed, counts
         self.launch("list_survivors", -(-n // _THREADS), arguments)
         return listed, counts
 
@@ -185,12 +185,7 @@ class _Scan:
         """Return the blocks that score so many rows of each query."""
         return max(1, min(-(-count // _ROWS_PER_BLOCK), _BLOCKS // len(self.queries)))
 
-    @property
-    def is_short(self) -> bool:
-        """Whether bounds are kept in 2 bytes."""
-        return plane_bytes(self.codec.dim) < _SHORT_WIDTH
-
     def launch(self, name: str, blocks: int, arguments: tuple[Any, ...]) -> None:
         """Run a kernel on so many blocks for each query."""
-        kernel = few_kernel(name, code_defines(self.codec), self.is_short)
+        kernel = Kernel("few.cu", name, code_defines(self.codec))
         self.runtime.function(kernel)((blocks, len(self.queries)), (_THREADS,), arguments)
