@@ -35,11 +35,25 @@ _NONE_REFUSED = np.full(3, 2**64 - 1, np.uint64)
 class Rows(Protocol):
     """Codes as the index stores them, on the device; `tqindex.kernels.rows.StoredRows` names the arrays."""
 
-    lead: Any
-    rest: Any
-    scales: Any
-    sketch_scales: Any
-    offsets: Any
+    @property
+    def lead(self) -> Any:
+        """uint8 (leading planes, blocks, 8 * width)."""
+
+    @property
+    def rest(self) -> Any:
+        """uint8 (rows, other planes * width)."""
+
+    @property
+    def scales(self) -> Any:
+        """float32 (rows,)."""
+
+    @property
+    def sketch_scales(self) -> Any:
+        """float32 (rows,), or (0,) for kind "mse"."""
+
+    @property
+    def offsets(self) -> Any:
+        """float32 (rows,), or (0,) where the metric needs none."""
 
 
 # -- launch arithmetic: no device is touched
@@ -162,7 +176,8 @@ class Tables:
 
     def on(self, runtime: Runtime) -> tuple[Any, ...]:
         """Return copies on the device: center, book, permutations, signs, columns."""
-        return tuple(map(runtime.upload, (self.center, self.book, self.permutations, self.signs, self.columns)))
+        tables = self.center, self.book, self.permutations, self.signs, self.columns
+        return tuple(runtime.upload(table) for table in tables)
 
 
 def _pack_signs(signs: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:

@@ -1,11 +1,13 @@
 """Encoding on the device gives the bytes of the codec: the kernels run on the host, in three orders of threads."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tqindex.checks import as_rows
 from tqindex.codec import Codec
 from tqindex.codec.packing import BLOCK, pad_planes, unpack_codes
 from tqindex.errors import ArgumentError, VectorError
@@ -117,6 +119,14 @@ def assert_same_bytes(found: Any, expected: Any, what: str) -> None:
     np.testing.assert_array_equal(found.view(np.uint8), expected.view(np.uint8), err_msg=what)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """Compile for all cases, two at a time."""
+    kernels = {Form.of(case.codec(), case.dtype == "float16").kernel("encode_rows") for case in CASES}
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(HostRuntime().function, kernels))
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_rows_are_encoded_as_the_codec_does(case: Case, schedule: Any) -> None:
@@ -196,7 +206,7 @@ def load_parts(form: Form, name: str) -> HostKernel:
     return HostKernel(load_module(read_source(kernel.source) + PARTS, define_options(kernel)), name)
 
 
-@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize("bits", [4, 8])
 def test_coordinates_on_a_boundary_take_the_upper_code(bits: int) -> None:
     codec = Codec(64, bits)
     boundaries = codec.codebook.boundaries
@@ -223,10 +233,13 @@ def test_every_float16_is_converted_exactly() -> None:
 # -- what is refused
 
 
-def message_of(call: Any, *arguments: Any) -> str:
-    with pytest.raises(VectorError) as caught:
+def refusal(call: Any, *arguments: Any) -> str | None:
+    """What a call refuses its vectors with, or None."""
+    try:
         call(*arguments)
-    return str(caught.value)
+    except VectorError as error:
+        return str(error)
+    return None
 
 
 BROKEN: list[dict[int, float]] = [
@@ -248,46 +261,42 @@ BROKEN: list[dict[int, float]] = [
 def test_rows_and_queries_are_refused_as_on_the_cpu(metric: str, centred: bool, schedule: Any) -> None:
     codec = Codec(64, center=np.full(64, -(2.0**56)) if centred else None)
     ours = Encoder(HostRuntime(schedule, seed=1), codec, metric)
-    refused = 0
+    refused = []
     for broken in BROKEN:
         rows = np.random.default_rng(2).standard_normal((65, 64), np.float32)
         for row, value in broken.items():
             rows[row] = rows[row] if np.isnan(value) else value
             rows[row, 63] = value
-        out = canary_rows(codec, metric, 70)
-        try:
-            cpu.encode_rows(codec, rows, metric, canary_rows(codec, metric, 70), 1, 1000, 3)
-        except VectorError as error:
-            refused += 1
-            assert message_of(ours.encode_rows, rows, out, 1000, 3) == str(error)
-        else:
-            ours.encode_rows(rows, out, 1000, 3)
+        out, theirs = canary_rows(codec, metric, 70), canary_rows(codec, metric, 70)
+        refused.append(refusal(cpu.encode_rows, codec, rows, metric, theirs, 1, 1000, 3))
+        assert refusal(ours.encode_rows, rows, out, 1000, 3) == refused[-1]
         if np.isfinite(list(broken.values())).all():  # the CPU's kernels are given finite queries alone
-            try:
-                encode_queries(codec, rows, metric, 1000)
-            except VectorError as error:
-                assert message_of(ours.encode_queries, rows, None, 1000) == str(error)
-            else:
-                ours.encode_queries(rows, None, 1000)
+            expected = refusal(encode_queries, codec, rows, metric, 1000)
         else:
-            assert "queries must be finite in float32" in message_of(ours.encode_queries, rows)
-    assert refused >= 5
+            expected = refusal(as_rows, rows, 64, "queries", 1000)
+        assert refusal(ours.encode_queries, rows, None, 1000) == expected
+    assert len(set(refused) - {None}) >= 5
 
 
 def test_float64_that_overflows_float32_is_refused() -> None:
     rows = np.ones((3, 64))
     rows[2, 5] = 1e39
     codec = Codec(64)
-    message = message_of(Encoder(HostRuntime(), codec, "ip").encode_rows, rows, canary_rows(codec, "ip", 3))
-    assert message == message_of(codec.encode, rows)
+    message = refusal(Encoder(HostRuntime(), codec, "ip").encode_rows, rows, canary_rows(codec, "ip", 3))
+    assert message is not None
+    assert message == refusal(codec.encode, rows)
 
 
 @pytest.mark.parametrize("rows", [np.ones((3, 63), np.float32), np.ones((3, 64), np.int32), np.ones((1, 1, 64))])
 def test_wrong_shapes_and_dtypes_are_refused_as_on_the_cpu(rows: Any) -> None:
     codec = Codec(64)
     ours = Encoder(HostRuntime(), codec, "ip")
-    assert message_of(ours.encode_rows, rows, canary_rows(codec, "ip", 8)) == message_of(codec.encode, rows)
-    assert message_of(ours.encode_queries, rows) == message_of(codec.encode_queries, rows)
+    messages = refusal(codec.encode, rows), refusal(codec.encode_queries, rows)
+    assert None not in messages
+    assert (
+        refusal(ours.encode_rows, rows, canary_rows(codec, "ip", 8)),
+        refusal(ours.encode_queries, rows),
+    ) == messages
 
 
 def test_effort_search_encodes_on_the_cpu_alone_but_its_queries_are_encoded() -> None:
@@ -348,16 +357,21 @@ def test_specialisations_hold_every_form() -> None:
 # -- traffic
 
 
-@pytest.mark.parametrize(("dim", "bits", "dtype"), [(1536, 4, "float32"), (768, 2, "float16")])
-def test_vectors_are_read_once_and_codes_written_once(dim: int, bits: int, dtype: str) -> None:
-    codec, runtime = Codec(dim, bits), CountingRuntime()
-    rows = np.random.default_rng(0).standard_normal((16, dim)).astype(dtype)
-    out = StoredRows.allocate(codec, "ip", 16)
+def test_vectors_are_read_once_and_codes_written_once() -> None:
+    codec, runtime = Codec(1536, 4), CountingRuntime()
+    rows = np.random.default_rng(0).standard_normal((8, 1536), np.float32)
+    out = StoredRows.allocate(codec, "ip", 8)
     Encoder(runtime, codec, "ip").encode_rows(rows, out)
     counts = runtime.counts[0]
     read, written = counts.loads[0], [counts.stores[i] for i in (12, 14, 15)]
     assert read.asked_bytes == read.request_bytes == rows.nbytes
     for traffic, array in zip(written, (out.lead, out.rest, out.scales), strict=True):
         assert traffic.asked_bytes == array.nbytes
-        assert traffic.request_bytes >= traffic.block_bytes
-    assert sum(traffic.block_bytes for traffic in written[:2]) == out.lead.nbytes + out.rest.nbytes
+    # The blocks of 4 rows share no sector of the codes.
+    for traffic, array in zip(written[:2], (out.lead, out.rest), strict=True):
+        assert traffic.block_bytes == array.nbytes
+    # The tables of rotation and codebook stay in cache: every block reads them.
+    least = rows.nbytes + out.lead.nbytes + out.rest.nbytes + out.scales.nbytes
+    tables = sum(counts.array_bytes[i] for i in (3, 4, 5, 6, 7))
+    moved = sum(traffic.distinct_bytes for traffic in (*counts.loads, *counts.stores))
+    assert least <= moved <= least + tables + 64
