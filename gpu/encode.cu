@@ -16,7 +16,7 @@ constexpr double LARGEST_NORM = 1152921504606846976.0;  // 2**60, MAX_NORM of tq
 constexpr double LARGEST_DOUBLE = 1.7976931348623157e308;
 
 constexpr bool HAS_SKETCH = SKETCH >= 0, UNIFORM = BITS == 8;
-constexpr int CODES = 1 << BITS;
+constexpr int CODES = 1 << BITS, ENTRIES = UNIFORM ? 0 : 2 * CODES - 1;
 constexpr int PLANES = BITS + HAS_SKETCH, LEADING = PLANES < 2 ? PLANES : 2, OTHERS = PLANES - LEADING;
 constexpr int PLANE_BYTES = (DIM + 7) / 8, PLANE_WORDS = (DIM + 31) / 32;
 // How many projections of the sketch's kind come before it.
@@ -112,24 +112,24 @@ __device__ __forceinline__ Prepared prepare_row(const Value* row, bool live, lon
 
 // -- quantisation
 
-// A coordinate's code: how many boundaries are at most y. book: the boundaries, CODES - 1 of them, then the levels.
-__device__ __forceinline__ int find_code(float y, const float* book, float step) {
-  if constexpr (UNIFORM) {  // the boundaries are a grid's, and the quotient is at most one off
+// A coordinate's code: how many boundaries are at most y. entries: the boundaries, CODES - 1 of them, then the levels;
+// none for the grid of 8 bits, whose boundaries are multiples of its step.
+__device__ __forceinline__ int find_code(float y, const float* entries, float step) {
+  if constexpr (UNIFORM) {
+    // Multiples k of the step are exact. The float below one is less by more than 2**-24 of it, and half of what lies
+    // between k and the float below is less than 2**-24 of k: no quotient rounds up to k.
     const float cell = floorf(y / step), end = CODES / 2;
-    int code = (int)(cell < -end ? -end : cell < end ? cell : end - 1.0f) + CODES / 2;
-    if (code > 0 && y < book[code - 1]) --code;
-    if (code < CODES - 1 && y >= book[code]) ++code;
-    return code;
+    return (int)(cell < -end ? -end : cell < end ? cell : end - 1.0f) + CODES / 2;
   } else {
     int code = 0;
 #pragma unroll
-    for (int i = 0; i < CODES - 1; ++i) code += y >= book[i];
+    for (int i = 0; i < CODES - 1; ++i) code += y >= entries[i];
     return code;
   }
 }
 
-__device__ __forceinline__ float level_of(int code, const float* book) {
-  return UNIFORM ? code - (CODES - 1) / 2.0f : book[CODES - 1 + code];
+__device__ __forceinline__ float level_of(int code, const float* entries) {
+  return UNIFORM ? code - (CODES - 1) / 2.0f : entries[CODES - 1 + code];
 }
 
 // The codes of a thread's own coordinates. The levels instead would take a register each.
@@ -196,7 +196,7 @@ __device__ __forceinline__ void store_planes(const unsigned (*planes)[PLANES][PL
 
 // Encodes n vectors as the stored rows from `at` on.
 //
-// vectors: (n, DIM). center: (DIM,), read if CENTRED. book: as find_code has it. permutations, signs, columns: see
+// vectors: (n, DIM). center: (DIM,), read if CENTRED. book: as find_code has its entries. permutations, signs, columns: see
 // Projections. gaussian_factor: sqrt(pi / 2). lead: (LEADING, stored_blocks, 8 * PLANE_BYTES). rest:
 // (rows, OTHERS * PLANE_BYTES). scales, sketch_scales, offsets: (rows,), the latter two where there are any. Block b
 // takes the rows from (at / ROWS + b) * ROWS on.
@@ -207,13 +207,13 @@ encode_rows(const Input* __restrict__ vectors, long long n, long long at, const 
             double gaussian_factor, int form, unsigned char* lead, long long stored_blocks, unsigned char* rest,
             float* scales, float* sketch_scales, float* offsets, unsigned long long* refused) {
   __shared__ unsigned planes[ROWS][PLANES][PLANE_WORDS];
-  __shared__ float entries[2 * CODES - 1];
+  __shared__ float entries[ENTRIES + UNIFORM];  // an array has a size
   const Projections projections = {permutations, signs, columns, sign_scale};
   const Target target = {(at / ROWS + blockIdx.x) * ROWS, at, at + n};
   const long long stored = target.first + team(), number = stored - at;
   const bool live = target.has(team()), writes = live && member() == 0;
   float* x = own_row();
-  for (int i = threadIdx.x; i < 2 * CODES - 1; i += BLOCK) entries[i] = book[i];
+  for (int i = threadIdx.x; i < ENTRIES; i += BLOCK) entries[i] = book[i];
 
   const double root = sqrt((double)DIM);
   const Prepared row = prepare_row<false>(vectors + number * DIM, live, number, center, form, Refusals{refused});

@@ -9,7 +9,7 @@ import pytest
 
 from tqindex.checks import as_rows
 from tqindex.codec import Codec
-from tqindex.codec.packing import BLOCK, pad_planes, unpack_codes
+from tqindex.codec.packing import BLOCK, pad_planes, row_places, unpack_codes
 from tqindex.errors import ArgumentError, VectorError
 from tqindex.gpu.encode import MAX_DIM, SHARED_BYTES, Encoder, Form, Tables, specialisations
 from tqindex.gpu.host import HostRuntime
@@ -46,9 +46,9 @@ class Case:
 CASES = [
     Case(2, {"bits": 1}),
     Case(7, {"bits": 3, "kind": "prod", "sketch": "gaussian", "rotation": "hadamard"}),
-    Case(33, {"bits": 8}),
+    Case(55, {"bits": 8}),
     Case(64, {"bits": 4}),
-    Case(65, {"bits": 2, "kind": "prod"}, "float16"),
+    Case(83, {"bits": 2, "kind": "prod"}, "float16"),
     Case(100, {"bits": 3}, "float16"),
     Case(128, {"bits": 4, "kind": "prod", "rotation": "dense"}),
     Case(200, {"bits": 8}, "float64"),
@@ -175,6 +175,18 @@ def test_queries_of_other_dtypes_are_cast_before_all_else(dtype: str) -> None:
     np.testing.assert_array_equal(found.steps, expected.steps)
 
 
+def test_sums_keep_the_sign_of_zero() -> None:
+    """All products of the offset are -0, and so is their sum: padding must not turn it into 0."""
+    center, rows = np.zeros(7, np.float32), np.full((1, 7), -2.0, np.float32)
+    center[0] = rows[0, 0] = -1.0
+    codec = Codec(7, 3, "prod", "gaussian", rotation="hadamard", center=center)
+    encoder, out = Encoder(HostRuntime(), codec, "ip"), canary_rows(codec, "ip", 1)
+    encoder.encode_rows(rows, out)
+    assert codec.encode(rows).offsets.tobytes() == out.offsets[:1].tobytes() == np.float32(-0.0).tobytes()
+    rows[0, 0] = 0.0
+    assert encoder.encode_queries(rows).biases.tobytes() == codec.encode_queries(rows).biases.tobytes()
+
+
 def test_stored_numbers_of_a_codebook_win() -> None:
     config = Codec(64, 4).get_config()
     config["codebook"]["centroids"] = [c + 3000 * (c > 0) - 3000 * (c < 0) for c in config["codebook"]["centroids"]]
@@ -198,6 +210,9 @@ extern "C" __global__ void convert(const unsigned short* halves, float* out) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   out[i] = to_float(halves[i]);
 }
+extern "C" __global__ void find_places(int width, int* out) {
+  for (int i = threadIdx.x; i < 8 * width; i += blockDim.x) out[i] = lead_place(i % width, i / width, width);
+}
 """
 
 
@@ -208,16 +223,26 @@ def load_parts(form: Form, name: str) -> HostKernel:
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_coordinates_on_a_boundary_take_the_upper_code(bits: int) -> None:
-    codec = Codec(64, bits)
-    boundaries = codec.codebook.boundaries
-    near = [np.nextafter(boundaries, np.float32(side)) for side in (-np.inf, np.inf)]
-    ends = np.array([-20, 20, 0, -0.0, 1e30, -1e30], np.float32)
+    find_codes = load_parts(Form.of(Codec(64, bits)), "find_codes")
     rng = np.random.default_rng(0)
-    y = np.concatenate([boundaries, *near, ends, rng.standard_normal(5000, np.float32)])
-    codes = np.full(len(y), -1, np.int32)
-    arguments = y, Tables.of(codec).book, np.float32(codec.codebook.step), np.int32(len(y)), codes
-    load_parts(Form.of(codec), "find_codes")((-(-len(y) // 64),), (64,), arguments)
-    np.testing.assert_array_equal(codes, np.searchsorted(boundaries, y, side="right"))
+    for dim in (2, 3, 7, 33, 64, 100, 300, 768, 1536, 4096):
+        codec = Codec(dim, bits, rotation="hadamard")
+        boundaries = codec.codebook.boundaries
+        near = [np.nextafter(boundaries, np.float32(side)) for side in (-np.inf, np.inf)]
+        ends = np.array([-20, 20, 0, -0.0, 1e30, -1e30], np.float32)
+        y = np.concatenate([boundaries, *near, ends, rng.standard_normal(500, np.float32)])
+        codes = np.full(len(y), -1, np.int32)
+        arguments = y, Tables.of(codec).book, np.float32(codec.codebook.step), np.int32(len(y)), codes
+        find_codes((-(-len(y) // 64),), (64,), arguments)
+        np.testing.assert_array_equal(codes, np.searchsorted(boundaries, y, side="right"))
+
+
+def test_leading_planes_lie_where_the_packing_puts_them() -> None:
+    find_places = load_parts(Form.of(Codec(64, 4)), "find_places")
+    for width in [*range(1, 34), 192, 1023]:
+        found = np.zeros((BLOCK, width), np.int32)
+        find_places((1,), (64,), (np.int32(width), found))
+        np.testing.assert_array_equal(found, row_places(width))
 
 
 def test_every_float16_is_converted_exactly() -> None:
