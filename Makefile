@@ -49,9 +49,10 @@ wheel: $(VENV)/dev
 	cd / && $(CURDIR)/build/wheel-venv/bin/python -c 'import tqindex.gpu, tqindex.bench, tqindex; tqindex.Index'
 	cd / && $(CURDIR)/build/wheel-venv/bin/tqindex --version
 
-# mypy reads the installed wheel, as a user's mypy would.
+# mypy reads the installed wheel, as a user's mypy would: here it would find the clone's ./tqindex first, and without
+# the packages that are kept beside it.
 typecheck: wheel
-	$(BIN)/python -m mypy --python-executable build/wheel-venv/bin/python -p tqindex
+	cd build && ../$(BIN)/python -m mypy --config-file ../pyproject.toml --python-executable wheel-venv/bin/python -p tqindex
 
 # Full-size promises: half an hour on two cores.
 nightly: $(VENV)/dev

@@ -4,17 +4,21 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import click
+from filelock import FileLock, Timeout
 
 from tqindex.bench.child import INTERRUPTED
 from tqindex.bench.config import FILE_SUITES, GPU_SUITES, SUITES, load_config
 from tqindex.bench.plan import Plan, Task
-from tqindex.errors import ArgumentError
+from tqindex.errors import ArgumentError, LockedError, StorageError
 from tqindex.kernels.threads import available_threads
+
+_POLL_SECONDS = 0.1
 
 
 def tasks(
@@ -45,37 +49,84 @@ def tasks(
     return found
 
 
-def run(found: list[Task]) -> int:
-    """Run tasks; returns 0, or the exit code of the one that did not end well."""
-    for task in found:
-        source = task.source()
-        if source is None and task.set_name is not None:
-            click.echo(f"{task.suite} {task.set_name}: not at hand")
-            continue
-        plan = Plan(task, source)
-        pending = len(plan.pending)
-        click.echo(f"{plan.title}: {pending} of {len(plan.groups)} to measure, {plan.file.path}")
-        for absent in plan.absent:
-            if absent["command"]:
-                click.echo(f"{plan.title}: {absent['peer']} is {absent['reason']}: {absent['command']}")
-        code = _run_child(task, plan.suite.pinned) if pending else 0
-        if code:
-            return code
-    return 0
+def run(found: list[Task], folder: Path) -> int:
+    """Run tasks, whose results go into a folder; returns 0, or the exit code of the one that did not end well.
 
-
-def _run_child(task: Task, pinned: bool) -> int:
-    threads = "1" if pinned else str(available_threads())
-    # BLAS threads that wait would take the cores from a package's own.
-    variables = {"OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tqindex.bench.child", json.dumps(asdict(task))]
-    child = subprocess.Popen(command, env={**os.environ, **variables})
+    Raises
+    ------
+    LockedError
+        Another run writes into the folder: each would drop the other's rows.
+    StorageError
+        The folder cannot be written.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        return child.wait()
+        plans = [plan for task in found if (plan := _plan(task)) and _announce(plan)]
+        if plans:
+            _take(lock)
+        # What is not timed may share the machine.
+        together = [plan for plan in plans if not plan.suite.timed]
+        apart = [plan for plan in plans if plan.suite.timed]
+        return _run_children(together, available_threads()) or _run_children(apart, 1)
+    finally:
+        lock.release(force=True)
+
+
+def _plan(task: Task) -> Plan | None:
+    """Return what there is to do; None, which is said, where the data set is not at hand."""
+    source = task.source()
+    if source is None and task.set_name is not None:
+        click.echo(f"{task.suite} {task.set_name}: not at hand")
+        return None
+    return Plan(task, source)
+
+
+def _announce(plan: Plan) -> int:
+    """Say what is to be done; returns how many groups there are to measure."""
+    pending = len(plan.pending)
+    click.echo(f"{plan.title}: {pending} of {len(plan.groups)} to measure, {plan.file.path}")
+    for absent in plan.absent:
+        if absent["command"]:
+            click.echo(f"{plan.title}: {absent['peer']} is {absent['reason']}: {absent['command']}")
+    return pending
+
+
+def _take(lock: FileLock) -> None:
+    folder = Path(lock.lock_file).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise LockedError(f"{folder}: another `tqindex bench run` is writing its results there") from error
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error.strerror}") from error
+
+
+def _run_children(plans: list[Plan], at_once: int) -> int:
+    """Run a process for each plan, so many at once, until one does not end well; returns 0 or its exit code."""
+    waiting, running, code = list(plans), [], 0
+    try:
+        while running or (waiting and not code):
+            if waiting and not code and len(running) < at_once:
+                running.append(_start_child(waiting.pop(0)))
+            time.sleep(_POLL_SECONDS)
+            code = next((child.returncode for child in running if child.poll()), code)
+            running = [child for child in running if child.poll() is None]
     except KeyboardInterrupt:
-        child.wait()  # Ctrl-C reaches it too
+        for child in running:
+            child.wait()  # Ctrl-C reaches it too
         return INTERRUPTED
     finally:
-        if child.poll() is None:  # a request to end reaches this process alone
-            child.terminate()
-            child.wait()
+        for child in running:
+            if child.poll() is None:  # a request to end reaches this process alone
+                child.terminate()
+                child.wait()
+    return code
+
+
+def _start_child(plan: Plan) -> "subprocess.Popen[bytes]":
+    threads = "1" if plan.suite.pinned else str(available_threads())
+    # BLAS threads that wait would take the cores from a package's own.
+    variables = {"OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tqindex.bench.child", json.dumps(asdict(plan.task))]
+    return subprocess.Popen(command, env={**os.environ, **variables})

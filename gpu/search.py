@@ -17,7 +17,6 @@ from tqindex.index.plan import EPS, ScanPlan, deviations
 from tqindex.index.ranges import Collected, RangeResult, in_order, joined
 from tqindex.index.search import FEW_QUERIES, Found
 from tqindex.index.segments import Segment
-from tqindex.kernels.scan import NO_ID
 
 #: Queries that one pass over the segments serves, and results of all of them together.
 _QUERY_BLOCK, _RESULTS = 4096, 2**24
@@ -50,7 +49,7 @@ class DeviceSearch:
             else:
                 best, full = self._scan_few(segments, encoded, kept, margins)
                 scored = full / (n * nq) if n * nq else 1.0
-            scores[block, :kept], ids[block, :kept] = best.scores, xp.where(best.ids == NO_ID, -1, best.ids)
+            scores[block, :kept], ids[block, :kept] = best.scores, best.ids
         return Found(scores, ids, scored)
 
     def search_range(self, segments: Sequence[Segment], queries: Any, threshold: float) -> RangeResult:

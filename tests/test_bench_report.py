@@ -10,6 +10,7 @@ from tqindex.bench.report.losses import (
     ahead_in_recall,
     ahead_in_speed,
     indexing_ratios,
+    lost_to_long_pq,
     lost_to_pq,
     outside_distortion,
     without_pq,
@@ -166,6 +167,17 @@ def test_the_better_of_the_two_quantisers_counts_at_each_k(results):
     glove.row("faiss-pq-ip", 2)["recall_1_at"]["64"] = [0.9]
     glove.row("faiss-pq-l2", 2)["recall_1_at"]["64"] = [0.9956]
     assert "GloVe-100, 2 bits: tqindex mse is behind PQ at k = 64, by less than 0.001." in lost_to_pq([glove])
+
+
+def test_every_k_lost_to_longer_product_codes_is_stated(results):
+    glove = results[0]
+    assert lost_to_long_pq([glove]) == []
+    glove.rows.append(glove.row("faiss-pq-l2", 2) | {"method": "faiss-pq-long"})
+    glove.row("faiss-pq-long", 2)["recall_1_at"] |= {"1": [0.99], "2": [0.0]}
+    said = lost_to_long_pq([glove])
+    assert len(said) == 2  # rows
+    assert said[0].startswith("GloVe-100, 2 bits: tqindex mse is behind PQ of as many bytes in all at k = 1")
+    assert " 2," not in said[0]
 
 
 def test_widths_without_pq_are_stated(results):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from tqindex.bench import runner
 from tqindex.bench.config import FILE_SUITES, SUITES
@@ -169,11 +170,11 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
 def test_a_file_of_ones_own(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     planned = []
-    monkeypatch.setattr(runner, "_run_child", lambda task, pinned: planned.append(task) or 0)
+    monkeypatch.setattr(runner, "_run_children", lambda plans, at_once: planned.extend(plans) or 0)
     np.save("own.npy", np.random.default_rng(0).standard_normal((300, 16), np.float32))
     code, out, _ = cli("bench", "own.npy", "--size", "test")
     assert code == 0
-    assert [task.suite for task in planned] == list(FILE_SUITES)
+    assert {plan.task.suite for plan in planned} == set(FILE_SUITES)
     assert "bench-results/test/recall-own.json" in out
 
 
@@ -214,8 +215,15 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, capfd: pytest.CaptureFi
     code = run(["bench", "run", "distortion", "--size", "test", "--results", str(tmp_path / "file")])
     assert code == 2
     err = capfd.readouterr().err
-    assert err.startswith(f"Error: {tmp_path}/file/test/distortion.json: cannot be written")
+    assert err.startswith(f"Error: {tmp_path}/file: cannot be written")
     assert err.count("\n") == 1
+
+
+def test_one_run_at_a_time_writes_into_a_folder(cli: Cli, tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"):
+        code, out, err = cli("bench", "run", "distortion", "--size", "test", "--results", tmp_path)
+    assert (code, out.count("\n")) == (2, 1)
+    assert err == f"Error: {tmp_path}: another `tqindex bench run` is writing its results there\n"
 
 
 def test_peers(cli: Cli) -> None:

@@ -446,9 +446,21 @@ def test_copies_on_the_device_go_with_the_rows(on_host: Any) -> None:
     index.add(random_rows(5000))  # the tail grows to other arrays
     index.search(random_rows(1), 1)
     assert len(held) == 1
+    assert index.to("gpu")._engine._store._held is held  # type: ignore[attr-defined]
     index.remove(np.arange(100))
     index.compact()
     assert len(held) == 0
+
+
+def test_info_tells_the_share_of_rows_scored_in_full(on_host: Any) -> None:
+    index = tq.Index(DIM, device="gpu")
+    index.add(random_rows(400))
+    index.search(random_rows(3), 1)
+    assert index.info()["scan"] == "cascade"
+    assert 0 < index.info()["rows_scored"] < 0.9
+    for few, options in ((3, {"exact_scan": True}), (9, {})):
+        index.search(random_rows(few), 1, **options)  # type: ignore[arg-type]
+        assert index.info()["rows_scored"] == 1.0
 
 
 def test_threads_share_an_index(on_host: Any, state: Callable[[tq.Index], Any]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from tqindex.bench.peers.base import Family, Float32Array, Int64Array, Method, Peer, Setup
 
 _WIDE_K = 1000
-_FAST_ROWS = 65_536
+_FAST_ROWS, _LONGEST_BITS = 65_536, 10
 _HNSW_LINKS, _HNSW_BUILD_BEAM, _HNSW_BEAM = 32, 80, 128
 #: One in so many lists of an inverted file is searched.
 _PROBED = 8
@@ -105,32 +105,39 @@ def _best_metric(faiss: Any, setup: Setup) -> Any:
     return faiss.METRIC_L2 if setup.unit else _metric(faiss, setup)
 
 
-def _pq(faiss: Any, setup: Setup, metric: Any) -> Any:
-    index = faiss.IndexPQ(setup.dim, setup.dim * setup.width // 8, 8, metric)
+def _seeded(index: Any, setup: Setup) -> Any:
     index.pq.cp.seed = 1234 + setup.seed
     return index
 
 
-def _pq_ip(faiss: Any, setup: Setup) -> Any:
-    return _pq(faiss, setup, faiss.METRIC_INNER_PRODUCT)
+def _inner_product(faiss: Any, setup: Setup) -> Any:
+    del setup
+    return faiss.METRIC_INNER_PRODUCT
 
 
-def _pq_l2(faiss: Any, setup: Setup) -> Any:
-    return _pq(faiss, setup, faiss.METRIC_L2)
+def _pq(metric: Callable[[Any, Setup], Any], more: int = 0) -> Callable[[Any, Setup], Any]:
+    """Return a maker of codes of 8 bits for every 8 / width coordinates.
+
+    more : bits of a vector besides those of its coordinates, by which the codes are longer as far as they go round and
+        training does not take minutes
+    """
+
+    def make(faiss: Any, setup: Setup) -> Any:
+        parts = setup.dim * setup.width // 8
+        bits = min((setup.dim * setup.width + more) // parts, _LONGEST_BITS)
+        return _seeded(faiss.IndexPQ(setup.dim, parts, bits, metric(faiss, setup)), setup)
+
+    return make
 
 
-def _pqfs(faiss: Any, setup: Setup, metric: Any) -> Any:
-    index = faiss.IndexPQFastScan(setup.dim, setup.dim * setup.width // 4, 4, metric)
-    index.pq.cp.seed = 1234 + setup.seed
-    return index
+def _pqfs(metric: Callable[[Any, Setup], Any]) -> Callable[[Any, Setup], Any]:
+    """Return a maker of codes of 4 bits."""
 
+    def make(faiss: Any, setup: Setup) -> Any:
+        index = faiss.IndexPQFastScan(setup.dim, setup.dim * setup.width // 4, 4, metric(faiss, setup))
+        return _seeded(index, setup)
 
-def _pqfs_ip(faiss: Any, setup: Setup) -> Any:
-    return _pqfs(faiss, setup, faiss.METRIC_INNER_PRODUCT)
-
-
-def _pqfs_best(faiss: Any, setup: Setup) -> Any:
-    return _pqfs(faiss, setup, _best_metric(faiss, setup))
+    return make
 
 
 def _rotated(description: str) -> Callable[[Any, Setup], Any]:
@@ -153,9 +160,8 @@ def _hnsw(faiss: Any, setup: Setup) -> Any:
 def _ivf_pq(faiss: Any, setup: Setup) -> Any:
     lists = max(16, int(4 * setup.n**0.5) // 16 * 16)
     codes = f"PQ{setup.dim * setup.width // 8}"
-    index = faiss.index_factory(setup.dim, f"IVF{lists},{codes}", _best_metric(faiss, setup))
-    index.pq.cp.seed = index.cp.seed = 1234 + setup.seed
-    index.nprobe = lists // _PROBED
+    index = _seeded(faiss.index_factory(setup.dim, f"IVF{lists},{codes}", _best_metric(faiss, setup)), setup)
+    index.cp.seed, index.nprobe = index.pq.cp.seed, lists // _PROBED
     return index
 
 
@@ -177,11 +183,16 @@ def _method(
 
 # Codes of 8 bits for parts of 4 or 2 coordinates, of 4 bits for parts of 2 or 1.
 _PQ_WIDTHS = (2, 4)
+_PQ_IP, _PQ_BEST = _pq(_inner_product), _pq(_best_metric)
+# Our centred codes have two float32 besides.
+_PQ_LONG, _LONG_LABEL = _pq(_best_metric, 64), "PQ (L2), as many bytes as tqindex with its scales"
+_FAST_IP, _FAST_BEST = _pqfs(_inner_product), _pqfs(_best_metric)
 METHODS = (
-    _method("pq-ip", "PQ (inner product)", "trained", _pq_ip, _PQ_WIDTHS, Quantiser, divides=8, only="ip"),
-    _method("pq-l2", "PQ (L2)", "trained", _pq_l2, _PQ_WIDTHS, Quantiser, divides=8, only="unit"),
-    _method("pqfs", "PQ fast-scan", "trained", _pqfs_best, _PQ_WIDTHS, divides=4),
-    _method("pqfs-ip", "PQ fast-scan (inner product)", "trained", _pqfs_ip, _PQ_WIDTHS, divides=4, only="ip"),
+    _method("pq-ip", "PQ (inner product)", "trained", _PQ_IP, _PQ_WIDTHS, Quantiser, divides=8, only="ip"),
+    _method("pq-l2", "PQ (L2)", "trained", _PQ_BEST, _PQ_WIDTHS, Quantiser, divides=8, only="unit"),
+    _method("pq-long", _LONG_LABEL, "trained", _PQ_LONG, _PQ_WIDTHS, Quantiser, divides=8, only="unit"),
+    _method("pqfs", "PQ fast-scan", "trained", _FAST_BEST, _PQ_WIDTHS, divides=4),
+    _method("pqfs-ip", "PQ fast-scan (inner product)", "trained", _FAST_IP, _PQ_WIDTHS, divides=4, only="ip"),
     _method("sqtq", "TurboQuant prod (RR,SQtq)", "oblivious", _rotated("SQtq"), (2, 3, 4), only="unit"),
     _method("sqtqmse", "TurboQuant mse (RR,SQtqmse)", "oblivious", _rotated("SQtqmse"), (1, 2, 3, 4, 8), only="unit"),
     _method("eden", "RR,EDEN", "oblivious", _rotated("EDEN"), (1, 2, 3, 4, 8)),

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from tqindex.bench.report import numbers
 from tqindex.bench.report.results import (
     CENTRED,
+    LONG_PQ,
     OBLIVIOUS,
     PQ,
     Result,
@@ -32,26 +33,35 @@ class _Timing(NamedTuple):
 
 def lost_to_pq(results: Iterable[Result]) -> list[str]:
     """State, per set and width, at which k our two main rows find the nearest less often than PQ at equal bits."""
+    return _against_pq(results, PQ, "PQ")
+
+
+def lost_to_long_pq(results: Iterable[Result]) -> list[str]:
+    """State the same of product codes that are as long as ours with their scales and offsets."""
+    return _against_pq(results, LONG_PQ, "PQ of as many bytes in all")
+
+
+def _against_pq(results: Iterable[Result], methods: Sequence[str], name: str) -> list[str]:
     return [
-        f"{result.name}, {numbers.width(bits)} bits: {_against_pq(result, row, bits)}"
+        f"{result.name}, {numbers.width(bits)} bits: {row['label']} is behind {name} at {_where(result, row, methods)}."
         for result in results
         for bits in result.widths()
         for row in _main_rows(result, bits)
-        if any(result.row(method, bits) for method in PQ)
+        if any(result.row(method, bits) for method in methods)
     ]
 
 
-def _against_pq(result: Result, row: Row, bits: float) -> str:
+def _where(result: Result, row: Row, methods: Sequence[str]) -> str:
     behind = {}
     for k in measured_ks(result):
-        ours, pq = mean(row["recall_1_at"].get(k)), best_pq(result, bits, k)
+        ours, pq = mean(row["recall_1_at"].get(k)), best_pq(result, row["bits"], k, methods)
         if ours is not None and pq is not None and pq > ours:
             behind[k] = pq - ours
     if not behind:
-        return f"{row['label']} is behind PQ at no k."
+        return "no k"
     gap = max(behind.values())
     largest = f"up to {gap:.3f}" if gap >= 0.0005 else "less than 0.001"
-    return f"{row['label']} is behind PQ at k = {numbers.joined(list(behind))}, by {largest}."
+    return f"k = {numbers.joined(list(behind))}, by {largest}"
 
 
 def without_pq(results: Iterable[Result]) -> list[str]:

@@ -58,7 +58,7 @@ def _recall(results: Sequence[Result], plots: str) -> Iterable[str]:
 def _losses(results: Sequence[Result], _: str) -> Iterable[str]:
     recall = of_suite(results, "recall")
     ahead = [f"recall@10 at no more bytes, {point}" for point in losses.ahead_in_recall(recall)]
-    yield _list(losses.lost_to_pq(recall) + losses.without_pq(recall) + ahead)
+    yield _list(losses.lost_to_pq(recall) + losses.lost_to_long_pq(recall) + losses.without_pq(recall) + ahead)
 
 
 def _indexing(results: Sequence[Result], plots: str) -> Iterable[str]:

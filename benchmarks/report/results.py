@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -17,6 +17,8 @@ SUITES = ("recall", "indexing", "search", "scale", "threads", "distortion")
 OBLIVIOUS, CENTRED = "tqindex-mse", "tqindex-mse-centred"
 #: Product quantisation is trained for either metric; the better counts.
 PQ = ("faiss-pq-ip", "faiss-pq-l2")
+#: With longer codes, of as many bytes as ours with the numbers that stand beside them.
+LONG_PQ = ("faiss-pq-long",)
 
 Row = dict[str, Any]
 
@@ -130,8 +132,8 @@ def indexing_seconds(row: Row) -> float | None:
     return None if add is None else add + (median(row["train"]) or 0.0)
 
 
-def best_pq(result: Result, bits: float | None, k: str) -> float | None:
-    """Return the better recall 1@k of the two product quantisers of that width."""
-    rows = [result.row(method, bits) for method in PQ]
+def best_pq(result: Result, bits: float | None, k: str, methods: Sequence[str] = PQ) -> float | None:
+    """Return the best recall 1@k of product quantisers of that width."""
+    rows = [result.row(method, bits) for method in methods]
     found = [value for row in rows if row for value in [mean(row["recall_1_at"].get(k))] if value is not None]
     return max(found, default=None)

@@ -79,6 +79,10 @@ def loss_statements(results: Sequence[Result]) -> list[Statements]:
             losses.lost_to_pq(recall) + losses.without_pq(recall),
         ),
         (
+            "Product quantisation whose longer codes take as many bytes as ours with their scales and offsets:",
+            losses.lost_to_long_pq(recall),
+        ),
+        (
             "Peers with a higher recall@10 at no more bytes, not counting what all vectors share:",
             losses.ahead_in_recall(recall) or ["None of those measured."] * bool(recall),
         ),

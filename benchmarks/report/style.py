@@ -37,6 +37,7 @@ _SHORT = {
     "tqindex-prod-gaussian": "tqindex prod, Gaussian",
     "faiss-pq-ip": "faiss PQ",
     "faiss-pq-l2": "faiss PQ, L2",
+    "faiss-pq-long": "faiss PQ, our bytes",
 }
 _SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "tqindex",  # ids of equal plots are equal

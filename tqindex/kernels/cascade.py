@@ -28,8 +28,8 @@ _SHORT_WIDTH, _PIECE = 64, 2**15
 #: work, and bounds are so tight that a better threshold saves little. Rows that partial scores alone make likely ones
 #: are enough for that. It pays where there are so many rows for each of the k best.
 _SAMPLE, _SAMPLE_ROWS = 64, 32
-#: Above this share of rows scored in full, planes are no longer read first: a row that is picked costs about twice what
-#: one costs in a full scan (60 against 35 ns at d = 100).
+#: Above this share of rows scored in full, planes are no longer read first: a row that is picked costs two to three
+#: times what one costs in a full scan.
 _MOST_SCORED = 0.5
 #: Blocks that go through the stages together; at first, when no threshold is known, this many pairs.
 _BATCH, _FIRST_BATCH = 128, 1
@@ -305,57 +305,15 @@ def _reach(
 
     Their counts stand from at_a, at_b and second_at on; part: BOUND or ESTIMATE. Writes masks from `to` on.
     """
-    first, second, reached, scales, offsets = (
-        scratch[_FIRST_COUNTS],
-        scratch[_SECOND_COUNTS],
-        scratch[_REACHED],
-        rows[2],
-        rows[4],
-    )
-    row, other, apart, at = BLOCK * a, BLOCK * b, BLOCK * step, WEIGHTS * stage
-    w0, w1, w2, w3 = weights[at + FIRST], weights[at + SECOND], weights[at + part], weights[at + OFFSET]
+    scales, offsets, at = rows[2], rows[4], WEIGHTS * stage
+    counts = scratch[_FIRST_COUNTS], at_a, at_b, scratch[_SECOND_COUNTS], second_at
+    sides = scales, offsets, BLOCK * a, BLOCK * b, BLOCK * step, pairs
+    factors = weights[at + FIRST], weights[at + SECOND], weights[at + part], weights[at + OFFSET], threshold
+    target = scratch[_REACHED], to
     if offsets.shape[0] > 0:
-        _reach_with_offsets(
-            first,
-            at_a,
-            at_b,
-            second,
-            second_at,
-            scales,
-            offsets,
-            row,
-            other,
-            apart,
-            pairs,
-            w0,
-            w1,
-            w2,
-            w3,
-            threshold,
-            reached,
-            to,
-        )
+        _reach_with_offsets(*counts, *sides, *factors, *target)
     else:
-        _reach_without_offsets(
-            first,
-            at_a,
-            at_b,
-            second,
-            second_at,
-            scales,
-            offsets,
-            row,
-            other,
-            apart,
-            pairs,
-            w0,
-            w1,
-            w2,
-            w3,
-            threshold,
-            reached,
-            to,
-        )
+        _reach_without_offsets(*counts, *sides, *factors, *target)
 
 
 @inner_kernel
