@@ -16,7 +16,7 @@ constexpr double LARGEST_NORM = 1152921504606846976.0;  // 2**60, MAX_NORM of tq
 constexpr double LARGEST_DOUBLE = 1.7976931348623157e308;
 
 constexpr bool HAS_SKETCH = SKETCH >= 0, UNIFORM = BITS == 8;
-constexpr int CODES = 1 << BITS;
+constexpr int CODES = 1 << BITS, ENTRIES = UNIFORM ? 0 : 2 * CODES - 1;
 constexpr int PLANES = BITS + HAS_SKETCH, LEADING = PLANES < 2 ? PLANES : 2, OTHERS = PLANES - LEADING;
 constexpr int PLANE_BYTES = (DIM + 7) / 8, PLANE_WORDS = (DIM + 31) / 32;
 // How many projections of the sketch's kind come before it.
@@ -48,8 +48,23 @@ struct Refusals {
 
 __device__ __forceinline__ double quotient(double a, double b) { return b != 0.0 ? a / b : 0.0; }
 
-__device__ __forceinline__ void scale_row(float* x, double factor) {
-  for (int j = member(); j < DIM; j += TEAM) x[place(j)] = (float)((double)x[place(j)] * factor);
+// Replaces each of a thread's own coordinates by change(its value, its place in the row).
+template <class Change>
+__device__ __forceinline__ void change_row(Change change) {
+  float* x = own_row();
+#pragma unroll 4
+  for (int slot = 0; slot < SLOTS; ++slot) {
+    if (owns(slot)) x[slot * OWN_STEP] = change(x[slot * OWN_STEP], member() + slot * TEAM);
+  }
+}
+
+__device__ __forceinline__ void scale_row(double factor) {
+  change_row([&](float value, int) { return (float)((double)value * factor); });
+}
+
+__device__ __forceinline__ double square_row() {
+  const float* x = own_row();
+  return sum_team([&](int slot) { return (double)x[slot * OWN_STEP] * (double)x[slot * OWN_STEP]; });
 }
 
 struct Prepared {
@@ -62,34 +77,33 @@ struct Prepared {
 template <bool QUERIES, class Value>
 __device__ __forceinline__ Prepared prepare_row(const Value* row, bool live, long long number, const float* center,
                                                 int form, Refusals refused) {
-  float* x = coordinates[team()];
-  for (int j = member(); j < DIM; j += TEAM) x[place(j)] = live ? to_float(row[j]) : 0.0f;
-  const auto square = [&] {
-    return sum_team([&](int, int j) { return (double)x[place(j)] * (double)x[place(j)]; });
-  };
+  const float* x = own_row();
   const auto along_center = [&] {
-    return sum_team([&](int, int j) { return (double)x[place(j)] * (double)center[j]; });
+    return sum_team([&](int slot) { return (double)x[slot * OWN_STEP] * (double)center[member() + slot * TEAM]; });
   };
+  change_row([&](float, int j) { return live ? to_float(row[j]) : 0.0f; });
   Prepared prepared = {0.0, 0.0, 0.0};
   if (form & NORMALISED) {
-    const double length = sqrt(square());
+    const double length = sqrt(square_row());
     if (live && length == 0.0 && member() == 0) refused.add(NO_DIRECTION, number);
-    scale_row(x, quotient(1.0, length));
+    scale_row(quotient(1.0, length));
   }
   if (form & CENTRED) {
     if (QUERIES) prepared.along = along_center();
-    for (int j = member(); j < DIM; j += TEAM) x[place(j)] -= center[j];
+    change_row([&](float value, int j) { return value - center[j]; });
     if (!QUERIES) prepared.along = along_center();
   }
-  prepared.square = square();
+  prepared.square = square_row();
   prepared.norm = sqrt(prepared.square);
   const bool usable = prepared.norm <= LARGEST_NORM;  // false for NaN too
   if (__syncthreads_or(!usable)) {
     // Squares of floats do not overflow a double, so that a sum of magnitudes is finite if all its terms are.
-    const double sum = sum_team([&](int, int j) { return live ? fabs((double)to_float(row[j])) : 0.0; });
+    double sum = 0.0;
+    for (int j = member(); live && j < DIM; j += TEAM) sum += fabs((double)to_float(row[j]));
+    sum = combine_members(Add(), sum);
     if (!usable) {
       if (live && member() == 0) refused.add(sum <= LARGEST_DOUBLE ? TOO_LONG : NOT_FINITE, number);
-      for (int j = member(); j < DIM; j += TEAM) x[place(j)] = 0.0f;
+      change_row([](float, int) { return 0.0f; });
       prepared = {0.0, 0.0, 0.0};
     }
   }
@@ -98,30 +112,42 @@ __device__ __forceinline__ Prepared prepare_row(const Value* row, bool live, lon
 
 // -- quantisation
 
-// A coordinate's code: how many boundaries are at most y. book: the boundaries, CODES - 1 of them, then the levels.
-__device__ __forceinline__ int find_code(float y, const float* book, float step) {
-  if constexpr (UNIFORM) {  // the boundaries are a grid's, and the quotient is at most one off
+// A coordinate's code: how many boundaries are at most y. entries: the boundaries, CODES - 1 of them, then the levels;
+// none for the grid of 8 bits, whose boundaries are multiples of its step.
+__device__ __forceinline__ int find_code(float y, const float* entries, float step) {
+  if constexpr (UNIFORM) {
+    // Multiples k of the step are exact. The float below one is less by more than 2**-24 of it, and half of what lies
+    // between k and the float below is less than 2**-24 of k: no quotient rounds up to k.
     const float cell = floorf(y / step), end = CODES / 2;
-    int code = (int)(cell < -end ? -end : cell < end ? cell : end - 1.0f) + CODES / 2;
-    if (code > 0 && y < book[code - 1]) --code;
-    if (code < CODES - 1 && y >= book[code]) ++code;
-    return code;
+    return (int)(cell < -end ? -end : cell < end ? cell : end - 1.0f) + CODES / 2;
   } else {
     int code = 0;
 #pragma unroll
-    for (int i = 0; i < CODES - 1; ++i) code += y >= book[i];
+    for (int i = 0; i < CODES - 1; ++i) code += y >= entries[i];
     return code;
   }
 }
 
-__device__ __forceinline__ float level_of(int code, const float* book) {
-  return UNIFORM ? code - (CODES - 1) / 2.0f : book[CODES - 1 + code];
+__device__ __forceinline__ float level_of(int code, const float* entries) {
+  return UNIFORM ? code - (CODES - 1) / 2.0f : entries[CODES - 1 + code];
 }
+
+// The codes of a thread's own coordinates. The levels instead would take a register each.
+struct OwnCodes {
+  static constexpr int PER_WORD = 32 / BITS;
+  unsigned words[(SLOTS + PER_WORD - 1) / PER_WORD] = {};
+  __device__ __forceinline__ void set(int slot, int code) {
+    words[slot / PER_WORD] |= (unsigned)code << slot % PER_WORD * BITS;
+  }
+  __device__ __forceinline__ int get(int slot) const {
+    return words[slot / PER_WORD] >> slot % PER_WORD * BITS & (CODES - 1);
+  }
+};
 
 // Packs the bits of 32 neighbouring coordinates, one to a lane: plane FIRST has the most significant of COUNT bits.
 template <int FIRST, int COUNT>
-__device__ __forceinline__ void pack_bits(unsigned (*planes)[PLANE_WORDS], int code, int j) {
-  const int lane = threadIdx.x % 32, word = (j - lane) / 32;
+__device__ __forceinline__ void pack_bits(unsigned (*planes)[PLANE_WORDS], int code, int slot) {
+  const int lane = threadIdx.x % 32, word = member() / 32 + slot * (TEAM / 32);
   unsigned own = 0;
 #pragma unroll
   for (int plane = 0; plane < COUNT; ++plane) {
@@ -157,60 +183,62 @@ __device__ __forceinline__ void store_planes(const unsigned (*planes)[PLANES][PL
     *reinterpret_cast<Unit*>(lead + block * (STORED_BLOCK * PLANE_BYTES) + at) =
         reinterpret_cast<const Unit*>(planes[r][plane])[unit];
   }
-  for (int i = threadIdx.x; i < ROWS * OTHERS * UNITS; i += BLOCK) {
-    const int r = i / (OTHERS * UNITS), unit = i % (OTHERS * UNITS);
-    if (!target.has(r)) continue;
-    reinterpret_cast<Unit*>(rest + (target.first + r) * (OTHERS * PLANE_BYTES))[unit] =
-        reinterpret_cast<const Unit*>(planes[r][LEADING + unit / UNITS])[unit % UNITS];
+  if constexpr (OTHERS > 0) {
+    constexpr int ROW_UNITS = OTHERS > 0 ? OTHERS * UNITS : 1;  // NVRTC warns of the division by 0 that is left out
+    for (int i = threadIdx.x; i < ROWS * ROW_UNITS; i += BLOCK) {
+      const int r = i / ROW_UNITS, unit = i % ROW_UNITS;
+      if (!target.has(r)) continue;
+      reinterpret_cast<Unit*>(rest + (target.first + r) * (OTHERS * PLANE_BYTES))[unit] =
+          reinterpret_cast<const Unit*>(planes[r][LEADING + unit / UNITS])[unit % UNITS];
+    }
   }
 }
 
 // Encodes n vectors as the stored rows from `at` on.
 //
-// vectors: (n, DIM). center: (DIM,), read if CENTRED. book: as find_code has it. permutations, signs, columns: see
+// vectors: (n, DIM). center: (DIM,), read if CENTRED. book: as find_code has its entries. permutations, signs, columns: see
 // Projections. gaussian_factor: sqrt(pi / 2). lead: (LEADING, stored_blocks, 8 * PLANE_BYTES). rest:
 // (rows, OTHERS * PLANE_BYTES). scales, sketch_scales, offsets: (rows,), the latter two where there are any. Block b
 // takes the rows from (at / ROWS + b) * ROWS on.
-extern "C" __global__ void __launch_bounds__(BLOCK)
+extern "C" __global__ void __launch_bounds__(BLOCK, 3)
 encode_rows(const Input* __restrict__ vectors, long long n, long long at, const float* __restrict__ center,
             const float* __restrict__ book, const unsigned short* __restrict__ permutations,
             const unsigned* __restrict__ signs, const float* __restrict__ columns, float sign_scale, double step,
             double gaussian_factor, int form, unsigned char* lead, long long stored_blocks, unsigned char* rest,
             float* scales, float* sketch_scales, float* offsets, unsigned long long* refused) {
   __shared__ unsigned planes[ROWS][PLANES][PLANE_WORDS];
-  __shared__ float entries[2 * CODES - 1];
+  __shared__ float entries[ENTRIES + UNIFORM];  // an array has a size
   const Projections projections = {permutations, signs, columns, sign_scale};
   const Target target = {(at / ROWS + blockIdx.x) * ROWS, at, at + n};
   const long long stored = target.first + team(), number = stored - at;
   const bool live = target.has(team()), writes = live && member() == 0;
-  float* x = coordinates[team()];
-  for (int i = threadIdx.x; i < 2 * CODES - 1; i += BLOCK) entries[i] = book[i];
+  float* x = own_row();
+  for (int i = threadIdx.x; i < ENTRIES; i += BLOCK) entries[i] = book[i];
 
   const double root = sqrt((double)DIM);
   const Prepared row = prepare_row<false>(vectors + number * DIM, live, number, center, form, Refusals{refused});
   const double norm = row.norm;
   if (writes && form & SQUARED) offsets[stored] = (float)(-0.5 * (norm * norm));
   if (writes && !(form & SQUARED) && form & CENTRED) offsets[stored] = (float)row.along;
-  scale_row(x, quotient(root, norm));
+  scale_row(quotient(root, norm));
   project_rows<ROTATION, 0>(projections);
 
-  float levels[SLOTS];
+  OwnCodes codes;
 #pragma unroll
   for (int slot = 0; slot < SLOTS; ++slot) {
-    const int j = member() + slot * TEAM;
-    int code = j < DIM ? find_code(x[place(j)], entries, (float)step) : 0;
-    levels[slot] = level_of(code, entries);
-    if (j >= DIM || norm == 0.0) code = 0;
-    pack_bits<0, BITS>(planes[team()], code, j);
+    const int code = owns(slot) && norm != 0.0 ? find_code(x[slot * OWN_STEP], entries, (float)step) : 0;
+    codes.set(slot, code);
+    pack_bits<0, BITS>(planes[team()], code, slot);
   }
+  const auto level = [&](int slot) { return level_of(codes.get(slot), entries); };
   const bool unbiased = form & UNBIASED;
   double factor = 1.0;
   if (unbiased || HAS_SKETCH) {
     const double along =
-        sum_team([&](int slot, int j) { return (double)x[place(j)] * (double)levels[slot]; }) * step;
+        sum_team([&](int slot) { return (double)x[slot * OWN_STEP] * (double)level(slot); }) * step;
     if (unbiased) factor = quotient((double)DIM, along);
     if constexpr (HAS_SKETCH) {
-      const double square = sum_team([&](int slot, int) { return (double)levels[slot] * (double)levels[slot]; });
+      const double square = sum_team([&](int slot) { return (double)level(slot) * (double)level(slot); });
       factor = unbiased ? quotient(along, square * (step * step)) : 1.0;
     }
   }
@@ -220,18 +248,16 @@ encode_rows(const Input* __restrict__ vectors, long long n, long long at, const 
     const float value = (float)(factor * step);
 #pragma unroll
     for (int slot = 0; slot < SLOTS; ++slot) {
-      const int j = member() + slot * TEAM;
-      if (j < DIM) x[place(j)] -= value * levels[slot];
+      if (owns(slot)) x[slot * OWN_STEP] -= value * level(slot);
     }
-    const double square = sum_team([&](int, int j) { return (double)x[place(j)] * (double)x[place(j)]; });
+    const double square = square_row();
     project_rows<SKETCH, SKETCH_NUMBER>(projections);
-    const double magnitude = sum_team([&](int, int j) { return fabs((double)x[place(j)]); });
+    const double magnitude = sum_team([&](int slot) { return fabs((double)x[slot * OWN_STEP]); });
     const double share = form & GAUSSIAN ? gaussian_factor * sqrt(square) / DIM : quotient(square, magnitude);
     if (writes) sketch_scales[stored] = norm == 0.0 ? 0.0f : (float)(norm / root * share);
 #pragma unroll
     for (int slot = 0; slot < SLOTS; ++slot) {
-      const int j = member() + slot * TEAM;
-      pack_bits<BITS, 1>(planes[team()], j < DIM && norm != 0.0 && x[place(j)] >= 0.0f, j);
+      pack_bits<BITS, 1>(planes[team()], owns(slot) && norm != 0.0 && x[slot * OWN_STEP] >= 0.0f, slot);
     }
   }
   __syncthreads();
@@ -244,22 +270,32 @@ struct Rounded {
   int sum;
 };
 __device__ __forceinline__ Rounded round_row(bool live, long long number, signed char* levels, int depth) {
-  const float* x = coordinates[team()];
-  const double largest = combine_team(Larger(), [&](int, int j) { return fabs((double)x[place(j)]); });
-  const double factor = quotient(127.0, largest);
-  const auto round = [&](int j) { return rint((double)x[place(j)] * factor); };
-  for (int j = member(); live && j < depth; j += TEAM) {
-    levels[number * depth + j] = j < DIM ? (signed char)round(j) : 0;
+  const float* x = own_row();
+  double largest = 0.0;
+#pragma unroll 4
+  for (int slot = 0; slot < SLOTS; ++slot) {
+    if (owns(slot)) largest = Larger()(largest, fabs((double)x[slot * OWN_STEP]));
   }
+  largest = combine_members(Larger(), largest);
+  const double factor = quotient(127.0, largest);
+  int sum = 0;
+#pragma unroll 4
+  for (int slot = 0; slot < SLOTS; ++slot) {
+    if (!owns(slot)) continue;
+    const int level = (int)rint((double)x[slot * OWN_STEP] * factor);
+    if (live) levels[number * depth + member() + slot * TEAM] = (signed char)level;
+    sum += level;
+  }
+  for (int j = DIM + member(); live && j < depth; j += TEAM) levels[number * depth + j] = 0;
   // Sums of integers are exact in a double.
-  return {largest / 127.0, (int)sum_team([&](int, int j) { return round(j); })};
+  return {largest / 127.0, (int)combine_members(Add(), sum)};
 }
 
 // Centres, rotates and rounds n queries: tqindex.codec.Codec.encode_queries.
 //
 // queries: (n, DIM). step: the codebook's, halved where the codebook has an offset. levels, sketch_levels: (n, depth).
 // steps, sums, biases, sketch_steps: (n,). The rest as encode_rows has it.
-extern "C" __global__ void __launch_bounds__(BLOCK)
+extern "C" __global__ void __launch_bounds__(BLOCK, 3)
 encode_queries(const float* __restrict__ queries, long long n, const float* __restrict__ center,
                const unsigned short* __restrict__ permutations, const unsigned* __restrict__ signs,
                const float* __restrict__ columns, float sign_scale, double step, int form, int depth,

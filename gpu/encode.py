@@ -25,6 +25,8 @@ MAX_DIM = 8192
 SHARED_BYTES = 48 * 1024
 #: A block's rows share the words of the stored layout's blocks of 8 rows.
 _MOST_ROWS = 8
+#: The width whose codebook is a grid.
+_UNIFORM_BITS = 8
 #: As encode.cu numbers them.
 _HADAMARD, _MATRIX, _NO_PROJECTION = 0, 1, -1
 _NORMALISED, _SQUARED, _CENTRED, _UNBIASED, _GAUSSIAN = 1, 2, 4, 8, 16
@@ -35,11 +37,25 @@ _NONE_REFUSED = np.full(3, 2**64 - 1, np.uint64)
 class Rows(Protocol):
     """Codes as the index stores them, on the device; `tqindex.kernels.rows.StoredRows` names the arrays."""
 
-    lead: Any
-    rest: Any
-    scales: Any
-    sketch_scales: Any
-    offsets: Any
+    @property
+    def lead(self) -> Any:
+        """uint8 (leading planes, blocks, 8 * width)."""
+
+    @property
+    def rest(self) -> Any:
+        """uint8 (rows, other planes * width)."""
+
+    @property
+    def scales(self) -> Any:
+        """float32 (rows,)."""
+
+    @property
+    def sketch_scales(self) -> Any:
+        """float32 (rows,), or (0,) for kind "mse"."""
+
+    @property
+    def offsets(self) -> Any:
+        """float32 (rows,), or (0,) where the metric needs none."""
 
 
 # -- launch arithmetic: no device is touched
@@ -91,7 +107,9 @@ class Form:
         """Static shared memory of `encode_rows`, which needs the more of both."""
         coordinates = 4 * self.rows * (self.dim + (self.dim - 1) // 32)
         planes = 4 * self.rows * self.planes * -(-self.dim // 32)
-        return coordinates + planes + 8 * BLOCK + 4 * (2 ** (self.bits + 1) - 1)
+        sums = 8 * BLOCK * (self.rows < _MOST_ROWS)  # of rows that several warps share
+        entries = 1 if self.bits == _UNIFORM_BITS else 2 ** (self.bits + 1) - 1
+        return coordinates + planes + sums + 4 * entries
 
     def grid(self, n: int, at: int = 0) -> tuple[int]:
         """Return the blocks that n rows from row `at` on take; each block's first row is a multiple of `rows`."""
@@ -134,7 +152,7 @@ class Tables:
     signs : uint32 (projections, 3, 2, words), bits of the transforms' signs, 1 for a negative one
     columns : float32 (projections, dim, dim)
     center : float32 (dim,), or (0,)
-    book : float32 (2 * 2**bits - 1,), the codebook's boundaries, then its levels
+    book : float32 (2 * 2**bits - 1,), the codebook's boundaries, then its levels; (0,) for the grid of 8 bits
     """
 
     permutations: npt.NDArray[np.uint16]
@@ -146,6 +164,7 @@ class Tables:
     @classmethod
     def of(cls, codec: Codec) -> "Tables":
         """Return a codec's tables, on the host."""
+        book = codec.codebook
         projections = [codec.rotate, codec.sketch_projection]
         rotations = [projection for projection in projections if isinstance(projection, HadamardRotation)]
         matrices = [projection.columns for projection in projections if isinstance(projection, MatrixProjection)]
@@ -156,12 +175,15 @@ class Tables:
             np.stack(signs) if rotations else np.empty(0, np.uint32),
             np.stack(matrices) if matrices else np.empty(0, np.float32),
             np.empty(0, np.float32) if codec.center is None else codec.center,
-            np.concatenate([codec.codebook.boundaries, codec.codebook.levels.astype(np.float32)]),
+            np.empty(0, np.float32)
+            if book.offset
+            else np.concatenate([book.boundaries, book.levels], dtype=np.float32),
         )
 
     def on(self, runtime: Runtime) -> tuple[Any, ...]:
         """Return copies on the device: center, book, permutations, signs, columns."""
-        return tuple(map(runtime.upload, (self.center, self.book, self.permutations, self.signs, self.columns)))
+        tables = self.center, self.book, self.permutations, self.signs, self.columns
+        return tuple(runtime.upload(table) for table in tables)
 
 
 def _pack_signs(signs: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:

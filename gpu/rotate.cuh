@@ -2,7 +2,7 @@
 
 constexpr int HADAMARD = 0, MATRIX = 1;
 
-constexpr int log2_floor(int n) { return n <= 1 ? 0 : 1 + log2_floor(n / 2); }
+__device__ constexpr int log2_floor(int n) { return n <= 1 ? 0 : 1 + log2_floor(n / 2); }
 
 constexpr int ROUNDS = 3;
 // A transform takes SPAN = 2**LEVELS coordinates: the first ones, or those from LAST on.
@@ -22,6 +22,11 @@ struct Projections {
   float sign_scale;
 };
 
+// place() of a transform's coordinate, of bits that `first` does not have beyond it; see OWN_STEP.
+__device__ __forceinline__ int place_beyond(int start, int first, int beyond) {
+  return LAST % 32 == 0 ? place(start + first) + place(beyond) : place(start + first + beyond);
+}
+
 // COUNT levels of a transform from level FIRST on, of the coordinates from `start` on; the first level multiplies them by
 // their signs before.
 template <int FIRST, int COUNT>
@@ -30,7 +35,7 @@ __device__ __forceinline__ void transform_levels(float* row, int start, const un
     const int first = (group >> FIRST) << (FIRST + COUNT) | (group & ((1 << FIRST) - 1));
     float values[1 << COUNT];
 #pragma unroll
-    for (int i = 0; i < 1 << COUNT; ++i) values[i] = row[place(start + first + (i << FIRST))];
+    for (int i = 0; i < 1 << COUNT; ++i) values[i] = row[place_beyond(start, first, i << FIRST)];
     if (FIRST == 0) {
       const unsigned bits = signs[first / 32] >> first % 32;
 #pragma unroll
@@ -47,7 +52,7 @@ __device__ __forceinline__ void transform_levels(float* row, int start, const un
       }
     }
 #pragma unroll
-    for (int i = 0; i < 1 << COUNT; ++i) row[place(start + first + (i << FIRST))] = values[i];
+    for (int i = 0; i < 1 << COUNT; ++i) row[place_beyond(start, first, i << FIRST)] = values[i];
   }
   sync_team();
 }
@@ -64,22 +69,25 @@ __device__ __forceinline__ void transform(float* row, int start, const unsigned*
 // Three rounds of permutation, signs and Walsh-Hadamard transforms: HadamardRotation.apply.
 __device__ __forceinline__ void rotate_row(float* row, const unsigned short* permutations, const unsigned* signs,
                                            float scale) {
+  float* own = own_row();
+#pragma unroll 1
   for (int turn = 0; turn < ROUNDS; ++turn) {
+    const unsigned short* sources = permutations + turn * DIM + member();
     float values[SLOTS];
 #pragma unroll
     for (int slot = 0; slot < SLOTS; ++slot) {
-      const int j = member() + slot * TEAM;
-      if (j < DIM) values[slot] = row[place(permutations[turn * DIM + j])];
+      if (owns(slot)) values[slot] = row[place(sources[slot * TEAM])];
     }
     sync_team();
 #pragma unroll
     for (int slot = 0; slot < SLOTS; ++slot) {
-      const int j = member() + slot * TEAM;
-      if (j < DIM) row[place(j)] = values[slot];
+      if (owns(slot)) own[slot * OWN_STEP] = values[slot];
     }
     sync_team();
-    transform<0>(row, 0, signs + 2 * turn * SIGN_WORDS, scale);
-    transform<0>(row, LAST, signs + (2 * turn + 1) * SIGN_WORDS, scale);
+#pragma unroll 1
+    for (int half = 0; half < 2; ++half) {
+      transform<0>(row, half * LAST, signs + (2 * turn + half) * SIGN_WORDS, scale);
+    }
   }
 }
 
@@ -87,15 +95,21 @@ __device__ __forceinline__ void rotate_row(float* row, const unsigned short* per
 // thread takes the same coordinates of every row, so that each column is read once for all of them.
 __device__ __forceinline__ void multiply_rows(const float* columns) {
   constexpr int OUTPUTS = (DIM + BLOCK - 1) / BLOCK;
+  // So many at a time: the entries that are waited for take a register each.
+  constexpr int STEP = 4;
   float sums[ROWS][OUTPUTS] = {};
   __syncthreads();
-  for (int i = 0; i < DIM; ++i) {
 #pragma unroll
-    for (int output = 0; output < OUTPUTS; ++output) {
-      const int j = threadIdx.x + output * BLOCK;
-      const float entry = j < DIM ? columns[(long long)i * DIM + j] : 0.0f;
+  for (int first = 0; first < OUTPUTS; first += STEP) {
+#pragma unroll 1
+    for (int i = 0; i < DIM; ++i) {
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r) sums[r][output] += coordinates[r][place(i)] * entry;
+      for (int output = first; output < OUTPUTS && output < first + STEP; ++output) {
+        const int j = threadIdx.x + output * BLOCK;
+        const float entry = j < DIM ? columns[(long long)i * DIM + j] : 0.0f;
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) sums[r][output] += coordinates[r][place(i)] * entry;
+      }
     }
   }
   __syncthreads();

@@ -6,7 +6,7 @@ constexpr int TEAM = BLOCK / ROWS;
 // A thread owns the coordinates member(), member() + TEAM, ...
 constexpr int SLOTS = (DIM + TEAM - 1) / TEAM;
 
-constexpr int round_up_to_power(int n) { return n <= 1 ? 1 : 2 * round_up_to_power((n + 1) / 2); }
+__device__ constexpr int round_up_to_power(int n) { return n <= 1 ? 1 : 2 * round_up_to_power((n + 1) / 2); }
 
 // The row of a block that this thread works on, and which of that row's threads it is.
 __device__ __forceinline__ int team() { return threadIdx.x / TEAM; }
@@ -24,9 +24,16 @@ __device__ __forceinline__ void sync_team() {
 // One place in 33 stays empty, so that threads which each take 16 neighbours do not wait for the same bank.
 __device__ __forceinline__ int place(int j) { return j + (j >> 5); }
 constexpr int PITCH = DIM + (DIM - 1) / 32;
+// place() of a sum is the sum of both, where one is a multiple of 32 or the two have no bit in common. So a thread's own
+// coordinates are so far apart; computed one by one, their addresses would take a register each.
+constexpr int OWN_STEP = TEAM + TEAM / 32;
 
 __shared__ float coordinates[ROWS][PITCH];
 __shared__ double team_values[BLOCK];
+
+// What a thread owns of its team's row.
+__device__ __forceinline__ float* own_row() { return coordinates[team()] + place(member()); }
+__device__ __forceinline__ bool owns(int slot) { return (slot + 1) * TEAM <= DIM || member() + slot * TEAM < DIM; }
 
 struct Add {
   __device__ __forceinline__ double operator()(double a, double b) const { return a + b; }
@@ -35,17 +42,19 @@ struct Larger {
   __device__ __forceinline__ double operator()(double a, double b) const { return a < b ? b : a; }
 };
 
-// Combines terms as tree_sum of tqindex.codec.sums does: the axis is padded to a power of two, then its upper half joins
-// its lower half until one is left. So a thread's own terms come first, then the same lanes of all warps, then lanes.
-// term(slot, j): of coordinate j, the thread's own number `slot`. Padding is -0, which changes no sum.
-template <int SLOT, int STRIDE, class Combine, class Term>
-__device__ __forceinline__ double combine_own(Combine combine, Term term) {
+// Adds terms as tree_sum of tqindex.codec.sums does: the axis is padded to a power of two, then its upper half joins its
+// lower half until one is left. So a thread's own terms come first, then the same lanes of all warps, then lanes.
+// term(slot): of the thread's own coordinate of that number. Padding is -0, which changes no sum.
+constexpr int TERMS_AT_ONCE = 8;
+template <int SLOT, int STRIDE, class Term>
+__device__ __forceinline__ double add_own(Term term) {
   if constexpr (STRIDE < round_up_to_power(SLOTS)) {
-    const double lower = combine_own<SLOT, 2 * STRIDE>(combine, term);
-    return combine(lower, combine_own<SLOT + STRIDE, 2 * STRIDE>(combine, term));
+    const double lower = add_own<SLOT, 2 * STRIDE>(term);
+    // The compiler moves no loads across this: those of all terms at once would not fit in registers.
+    if (round_up_to_power(SLOTS) / STRIDE > TERMS_AT_ONCE) __syncwarp();
+    return lower + add_own<SLOT + STRIDE, 2 * STRIDE>(term);
   } else {
-    const int j = member() + SLOT * TEAM;
-    return j < DIM ? term(SLOT, j) : -0.0;
+    return SLOT < SLOTS && owns(SLOT) ? term(SLOT) : -0.0;
   }
 }
 
@@ -59,10 +68,9 @@ __device__ __forceinline__ double combine_warps(Combine combine) {
   }
 }
 
-// The same value for every thread of a team; all threads of the block must call it.
-template <class Combine, class Term>
-__device__ __forceinline__ double combine_team(Combine combine, Term term) {
-  double value = combine_own<0, 1>(combine, term);
+// Combines one value of each thread of a team; they all get the result, and all threads of the block must call it.
+template <class Combine>
+__device__ __forceinline__ double combine_members(Combine combine, double value) {
   if constexpr (TEAM > 32) {
     __syncthreads();  // all have read the values of the call before
     team_values[threadIdx.x] = value;
@@ -77,5 +85,5 @@ __device__ __forceinline__ double combine_team(Combine combine, Term term) {
 
 template <class Term>
 __device__ __forceinline__ double sum_team(Term term) {
-  return combine_team(Add(), term);
+  return combine_members(Add(), add_own<0, 1>(term));
 }
