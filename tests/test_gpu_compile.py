@@ -25,13 +25,13 @@ from tqindex.gpu.sources import define_options, kernel_names, read_source
 Module = tuple[str, tuple[str, ...]]
 #: Registers of a thread, by kernel: what lets as many blocks share a multiprocessor as its __launch_bounds__ wants.
 MOST_REGISTERS = {
-    "encode_rows": 80,
-    "encode_queries": 80,
+    "encode_rows": 128,
+    "encode_queries": 128,
     "scan_tiles": 128,
     "bound_rows": 64,
     "list_survivors": 64,
-    "score_rows": 64,
-    "score_survivors": 64,
+    "score_rows": 80,
+    "score_survivors": 80,
     "order_queries": 64,
     "list_live": 64,
     "select_best": 64,
