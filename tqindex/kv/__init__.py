@@ -1,0 +1,14 @@
+"""The KV cache of a language model on the index's codec, for Hugging Face transformers.
+
+    from tqindex.kv import TurboQuantCache
+
+    cache = TurboQuantCache(model.config, key_bits=4, value_bits=4)
+    model.generate(**inputs, past_key_values=cache)
+
+Importing this module loads torch and transformers, which the extra `kv` brings.
+"""
+
+from tqindex.kv.cache import TurboQuantCache
+from tqindex.kv.layer import TurboQuantLayer
+
+__all__ = ["TurboQuantCache", "TurboQuantLayer"]
