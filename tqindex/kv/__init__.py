@@ -8,7 +8,8 @@
 Importing this module loads torch and transformers, which the extra `kv` brings.
 """
 
+from tqindex.kv.attention import ATTENTION
 from tqindex.kv.cache import TurboQuantCache
 from tqindex.kv.layer import TurboQuantLayer
 
-__all__ = ["TurboQuantCache", "TurboQuantLayer"]
+__all__ = ["ATTENTION", "TurboQuantCache", "TurboQuantLayer"]
