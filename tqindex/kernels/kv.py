@@ -68,16 +68,23 @@ def _pack_vectors(vectors: Any, columns: int, parts: Any, packed: Any, sums: Any
 
 
 @inner_kernel
-def _add_products(products: Any, column: int, reading: Any, sums: Any, steps: Any, norms: Any, out: Any) -> None:
-    """Add one vector's products with a strip to out, times norms: exact integers until they are scaled in float32."""
+def _add_products(
+    products: Any, column: int, reading: Any, sums: Any, steps: Any, norms: Any, totals: Any, out: Any
+) -> None:
+    """Add one vector's products with a strip to out, times norms: exact integers until they are scaled in float32.
+
+    totals : float32 (16,), scratch; a loop of known length is what the compiler turns into vectors
+    """
     half, twice_shift = _float32(reading[2] * 0.5), np.int32(reading[1])
     coarse, fine = products[column * LANES :], products[(column + 1) * LANES :]
     coarse_shift, fine_shift = twice_shift * sums[0], twice_shift * sums[1]
     coarse_step, fine_step = half * steps[0], half * steps[1]
-    for lane in range(out.shape[0]):
+    for lane in range(LANES):
         total = coarse_step * _float32(2 * coarse[lane] - coarse_shift)
         total += fine_step * _float32(2 * fine[lane] - fine_shift)
-        out[lane] += norms[lane] * total
+        totals[lane] = norms[lane] * total
+    for lane in range(out.shape[0]):
+        out[lane] += totals[lane]
 
 
 @inner_kernel
@@ -108,14 +115,15 @@ def make_score_keys(bits: int) -> Any:
         flat, table, packed = words.reshape(words.size), reading[0], np.zeros(groups * group_words, np.int32)
         parts = np.zeros(depth, np.int8), np.zeros(depth, np.int8), np.empty(1, np.int32)
         sums, steps = np.empty((2, n), np.int32), np.empty((2, n), np.float32)
-        products, norms = np.empty(2 * _AT_ONCE * LANES, np.int32), np.empty(LANES, np.uint32)
-        scales = norms.view(np.float32)
+        products, norms = np.empty(2 * _AT_ONCE * LANES, np.int32), np.empty(packed_norms.shape[1], np.uint32)
+        scales, totals = norms.view(np.float32), np.empty(LANES, np.float32)
         for head in range(heads):
             _pack_vectors(queries[head], 2 * at_once, parts, packed, sums, steps)
+            _unpack_norms(packed_norms[head], norms)
             for strip in range((tokens + LANES - 1) // LANES):
                 first = strip * LANES
                 count = min(LANES, tokens - first)
-                _unpack_norms(packed_norms[head, first : first + LANES], norms)
+                strip_scales = scales[first : first + LANES]
                 word_at = (head * strips + strip) * strip_words
                 for group in range(groups):
                     if at_once == 1:
@@ -125,7 +133,7 @@ def make_score_keys(bits: int) -> Any:
                     for v in range(group * at_once, min(n, (group + 1) * at_once)):
                         target = out[head, v, at + first : at + first + count]
                         column = 2 * (v - group * at_once)
-                        _add_products(products, column, reading, sums[:, v], steps[:, v], scales, target)
+                        _add_products(products, column, reading, sums[:, v], steps[:, v], strip_scales, totals, target)
 
     return _named(score_keys, bits)
 
@@ -187,7 +195,7 @@ def make_sum_values(bits: int) -> Any:
         sums, steps = np.empty((2, n), np.int32), np.empty((2, n), np.float32)
         products, norms = np.empty(2 * _AT_ONCE * LANES, np.int32), np.empty(page, np.uint32)
         scales, vectors = norms.view(np.float32), np.zeros((n, page), np.float32)
-        ones = np.ones(LANES, np.float32)
+        ones, totals = np.ones(LANES, np.float32), np.empty(LANES, np.float32)
         for head in range(heads):
             for number in range((tokens + page - 1) // page):
                 first = number * page
@@ -206,7 +214,7 @@ def make_sum_values(bits: int) -> Any:
                         for v in range(group * at_once, min(n, (group + 1) * at_once)):
                             target = out[head, v, channel : min(dim, channel + LANES)]
                             column = 2 * (v - group * at_once)
-                            _add_products(products, column, reading, sums[:, v], steps[:, v], ones, target)
+                            _add_products(products, column, reading, sums[:, v], steps[:, v], ones, totals, target)
 
     return _named(sum_values, bits)
 

@@ -17,6 +17,11 @@ def unit_codes(bits: int) -> int:
     return Unit.of(bits).steps * STEP
 
 
+def strips_shape(bits: int, lanes: int, depth: int) -> tuple[int, int, int, int]:
+    """Return the shape of so many lanes' strips: (strips, units, words of a unit, 16)."""
+    return -(-lanes // LANES), -(-depth // unit_codes(bits)), Unit.of(bits).words, LANES
+
+
 def pack_strips(codes: UInt8Array, bits: int) -> UInt32Array:
     """Pack codes, (..., lanes, depth), as strips: (..., ceil(lanes / 16), units, words of a unit, 16).
 
@@ -24,7 +29,7 @@ def pack_strips(codes: UInt8Array, bits: int) -> UInt32Array:
     """
     *outer, lanes, depth = codes.shape
     size = unit_codes(bits)
-    strips, units = -(-lanes // LANES), -(-depth // size)
+    strips, units = strips_shape(bits, lanes, depth)[:2]
     padded = np.zeros((*outer, strips * LANES, units * size), np.uint8)
     padded[..., :lanes, :depth] = codes
     # [strip][lane][unit][step][byte]: the bytes of a step are those of a word.

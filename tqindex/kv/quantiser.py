@@ -15,7 +15,7 @@ from tqindex.codec.packing import plane_bytes, unpack_codes
 from tqindex.codec.rotation import HadamardRotation, MatrixProjection
 from tqindex.kernels.encoder import encode_rows
 from tqindex.kernels.kv import make_decode_keys, make_decode_values, make_score_keys, make_sum_values
-from tqindex.kernels.kv_layout import pack_strips
+from tqindex.kernels.kv_layout import pack_strips, strips_shape
 from tqindex.kernels.kv_norms import pack_norms
 from tqindex.kernels.rows import EncodedRows
 
@@ -152,6 +152,25 @@ class Quantiser:
             return pack_strips(codes, bits)
         pages = codes.reshape(len(codes), codes.shape[1] // self.page, self.page, codes.shape[2])
         return pack_strips(pages.swapaxes(2, 3), bits)
+
+    def allocate(self, heads: int, tokens: int) -> tuple[Packed, ...]:
+        """Return what `encode` returns of so many tokens, whole pages, all zeros."""
+        return tuple(self._allocate_part(part, heads, tokens) for part in self.parts)
+
+    def _allocate_part(self, part: Part, heads: int, tokens: int) -> Packed:
+        dim, sketched = part.codec.dim, tokens * (part.sketch is not None)
+        return Packed(
+            np.zeros(self._shape(part.bits, heads, tokens, dim), np.uint32),
+            np.zeros((heads, tokens), np.uint16),
+            np.zeros(self._shape(1, heads, sketched, dim), np.uint32),
+            np.zeros((heads, sketched), np.uint16),
+        )
+
+    def _shape(self, bits: int, heads: int, tokens: int, dim: int) -> tuple[int, ...]:
+        """Return the shape of `_pack`'s result."""
+        if self.page is None:
+            return (heads, *strips_shape(bits, tokens, dim))
+        return (heads, tokens // self.page, *strips_shape(bits, dim, self.page))
 
     def decode_rotated(self, packed: tuple[Packed, ...], heads: int, tokens: int) -> torch.Tensor:
         """Return each head's first tokens in the rotated basis, float32 (heads, tokens, dim)."""
