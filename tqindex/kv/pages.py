@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tqindex.errors import VectorError
 from tqindex.kv.quantiser import Packed, Quantiser
 
 Float32Array = npt.NDArray[np.float32]
@@ -105,11 +106,13 @@ class SequenceView:
 
     def write_dense(self, side: str, out: torch.Tensor, form: PageForm) -> None:
         """Write all "keys" or "values", decoded, to out, (heads, tokens, dim)."""
-        exact = getattr(self, side)
+        exact, limit = getattr(self, side), torch.finfo(out.dtype).max
         at = min(self.sinks, exact.shape[1])
         out[:, :at] = exact[:, :at]
         for block in self.blocks:
-            out[:, at : at + block.tokens] = block.decode(side, form)
+            rows = block.decode(side, form)
+            # Beside the largest numbers of a narrow type there may be larger ones.
+            out[:, at : at + block.tokens] = rows.clamp_(-limit, limit)
             at += block.tokens
         out[:, at:] = exact[:, self.sinks :]
 
@@ -184,14 +187,16 @@ class Sequence:
 
     def _pack_block(self, keys: torch.Tensor, values: torch.Tensor) -> PageBlock:
         form = self.form
-        rows = _as_float32(keys)
+        rows = _as_float32(keys, "keys")
         means = np.empty((form.heads, 0, rows.shape[2]), np.uint16)
         if form.center:
             paged = rows.reshape(form.heads, -1, form.page, rows.shape[2])
             means = _to_bfloat16(paged.mean(axis=2, dtype=np.float64).astype(np.float32))
             exact_means = (means.astype(np.uint32) << np.uint32(16)).view(np.float32)
             rows = (paged - exact_means[:, :, np.newaxis]).reshape(rows.shape)
-        return PageBlock(rows.shape[1], form.keys.encode(rows), form.values.encode(_as_float32(values)), means)
+        return PageBlock(
+            rows.shape[1], form.keys.encode(rows), form.values.encode(_as_float32(values, "values")), means
+        )
 
     def crop(self, tokens: int) -> None:
         """Forget the last `tokens` tokens."""
@@ -253,8 +258,12 @@ def _crop_blocks(blocks: tuple[PageBlock, ...], tokens: int, form: PageForm) -> 
     return tuple(kept)
 
 
-def _as_float32(tokens: torch.Tensor) -> Float32Array:
-    return tokens.to("cpu", torch.float32).numpy()
+def _as_float32(tokens: torch.Tensor, name: str) -> Float32Array:
+    """Return tokens, (heads, tokens, dim), as an array; refuses NaN and inf."""
+    rows: Float32Array = tokens.to("cpu", torch.float32).numpy()
+    if not np.isfinite(rows).all():
+        raise VectorError(f"{name} must be finite, got {rows[~np.isfinite(rows)][0]}")
+    return rows
 
 
 def _to_bfloat16(values: Float32Array) -> UInt16Array:
