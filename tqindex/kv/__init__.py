@@ -9,6 +9,7 @@ Importing this module loads torch and transformers, which the extra `kv` brings.
 """
 
 from tqindex.kv.cache import TurboQuantCache
+from tqindex.kv.enable import disable_turbo_quant, enable_turbo_quant
 from tqindex.kv.layer import TurboQuantLayer
 
-__all__ = ["TurboQuantCache", "TurboQuantLayer"]
+__all__ = ["TurboQuantCache", "TurboQuantLayer", "disable_turbo_quant", "enable_turbo_quant"]
