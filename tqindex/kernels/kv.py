@@ -65,8 +65,8 @@ def _unpack_levels(levels: Any, r: int, dim: int, depth: int, half: Any, out: An
 
 
 @kernel
-def decode_rows(rows: Any, tokens: int, first: int, reading: Any, out: Any) -> None:
-    """Add the values of each head's tokens first.. to out, float32 (heads, tokens wanted, dim).
+def decode_rows(rows: Any, tokens: int, reading: Any, out: Any) -> None:
+    """Add the values of each head's first tokens to out, float32 (heads, tokens wanted, dim).
 
     rows : (lead, rest, norms) as `tqindex.kernels.rows.StoredRows` keeps them, but norms of 16 bits
     """
@@ -82,7 +82,7 @@ def decode_rows(rows: Any, tokens: int, first: int, reading: Any, out: Any) -> N
     for head in range(heads):
         for start in range(0, wanted, TILE):
             count = min(TILE, wanted - start)
-            _load_tile(rows, head * tokens + first + start, count, reading, levels, numbers, scales, work)
+            _load_tile(rows, head * tokens + start, count, reading, levels, numbers, scales, work)
             for r in range(count):
                 _unpack_levels(flat, r, dim, depth, half, row, 0)
                 scale, target = values[r] * factor, out[head, start + r]

@@ -77,13 +77,14 @@ class TurboQuantCache(Cache):
         check_model(config)
         padding = None if left_padding is None else tuple(int(pads) for pads in left_padding)
         self.options = LayerOptions(key_bits, value_bits, kind, sinks, recent, page, center, padding, seed)
+        decoder = config.get_text_config(decoder=True)
         layers: list[Any] = list(DynamicCache(config=config).layers)
         self.per_layer = check_per_layer(per_layer, len(layers))
         for number, layer in enumerate(layers):
             widths = self.per_layer.get(number, (key_bits, value_bits))
             # Other classes, derived ones among them, keep more than keys and values, or less than all of them.
             if type(layer) is DynamicLayer and widths is not None:
-                layers[number] = TurboQuantLayer(self.options.with_widths(widths))
+                layers[number] = TurboQuantLayer(self.options.with_widths(widths), decoder)
         if not any(isinstance(layer, TurboQuantLayer) for layer in layers):
             raise ArgumentError(f"config must have layers of full attention to pack, got {config.model_type!r}")
         super().__init__(layers=layers)

@@ -7,6 +7,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from tqindex.errors import ArgumentError
+from tqindex.kv.attention import ATTENTION, CodesHandle
 from tqindex.kv.options import LayerOptions
 from tqindex.kv.pages import PageForm, Sequence, SequenceView
 from tqindex.kv.quantiser import Quantiser
@@ -20,6 +21,8 @@ class TurboQuantLayer(CacheLayerMixin):
     Parameters
     ----------
     options : LayerOptions
+    config : PreTrainedConfig, optional
+        The decoder's, which tells what attention reads the layer; without one it is read densely.
 
     Attributes
     ----------
@@ -31,9 +34,9 @@ class TurboQuantLayer(CacheLayerMixin):
     is_sliding = False
     is_croppable = True
 
-    def __init__(self, options: LayerOptions) -> None:
+    def __init__(self, options: LayerOptions, config: Any = None) -> None:
         super().__init__()
-        self.options = options
+        self.options, self.config = options, config
         self.sequences: list[Sequence] = []
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -73,7 +76,14 @@ class TurboQuantLayer(CacheLayerMixin):
                 raise ArgumentError(f"the batch must have {len(self.sequences)} rows as before, got {len(key_states)}")
             new = zip(self.sequences, key_states, value_states, strict=True)
             views = [sequence.append(keys, values) for sequence, keys, values in new]
+            if self.reads_codes():
+                handle = CodesHandle(views, self.form)
+                return handle, handle
             return self.decode(views)
+
+    def reads_codes(self) -> bool:
+        """Whether the model's attention reads codes now: it can be changed between calls."""
+        return getattr(self.config, "_attn_implementation", None) == ATTENTION
 
     def decode(self, views: Many[SequenceView]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return dense keys and values, (batch, heads, columns, dim), zero in the columns of padding."""

@@ -64,16 +64,20 @@ class PageBlock:
     values: tuple[Packed, ...]
     means: UInt16Array
 
-    def decode(self, side: str, form: PageForm) -> Float32Array:
-        """Return "keys" or "values", float32 (heads, tokens, dim)."""
-        rows: Float32Array = getattr(form, side).decode(getattr(self, side), form.heads, 0, self.tokens)
+    def decode(self, side: str, form: PageForm, rotated: bool = False) -> torch.Tensor:
+        """Return "keys" or "values", float32 (heads, tokens, dim), in the channels or without undoing the rotation."""
+        quantiser: Quantiser = getattr(form, side)
+        rows = quantiser.decode_rotated(getattr(self, side), form.heads, self.tokens)
+        if not rotated:
+            rows = rows @ quantiser.rotation
         if side == "keys" and form.center:
-            rows += np.repeat(self.key_means(), form.page, axis=1)[:, : self.tokens]
+            means = self.key_means() @ quantiser.rotation.T if rotated else self.key_means()
+            rows += means.repeat_interleave(form.page, dim=1)[:, : self.tokens]
         return rows
 
-    def key_means(self) -> Float32Array:
+    def key_means(self) -> torch.Tensor:
         """float32 (heads, pages, dim)."""
-        return (self.means.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return torch.from_numpy((self.means.astype(np.uint32) << np.uint32(16)).view(np.float32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +109,7 @@ class SequenceView:
         at = min(self.sinks, exact.shape[1])
         out[:, :at] = exact[:, :at]
         for block in self.blocks:
-            out[:, at : at + block.tokens] = torch.from_numpy(block.decode(side, form))
+            out[:, at : at + block.tokens] = block.decode(side, form)
             at += block.tokens
         out[:, at:] = exact[:, self.sinks :]
 
