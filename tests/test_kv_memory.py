@@ -63,7 +63,9 @@ def test_bits_count_everything(tiny_model):
     assert memory.bits == pytest.approx(8 * memory.total / (8192 * 3 * 2 * 2 * 8))
 
 
-@pytest.mark.parametrize("name", ["", "4", "4/5", "4/4/4", "a/b", "4/4 pord", "4/4 recent", "4/4 recent=x", "4/4 page=7"])
+@pytest.mark.parametrize(
+    "name", ["", "4", "4/5", "4/4/4", "a/b", "4/4 pord", "4/4 recent", "4/4 recent=x", "4/4 page=7"]
+)
 def test_presets_of_another_form_are_refused(name):
     with pytest.raises(ArgumentError):
         parse_preset(name)

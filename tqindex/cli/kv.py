@@ -19,7 +19,9 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
-            raise click.ClickException(f"this needs the package {error.name}: pip install 'tqindex[kv,bench]'") from error
+            raise click.ClickException(
+                f"this needs the package {error.name}: pip install 'tqindex[kv,bench]'"
+            ) from error
 
 
 @click.group(cls=_Group)
@@ -54,7 +56,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_page
 @_json
 def memory_command(
-    config: str, context: int, batch: int, presets: tuple[str, ...], as_json: bool, **windows: int
+    config: str, context: int, batch: int, presets: tuple[str, ...], as_json: bool, **windows: Any
 ) -> None:
     """Show the bytes of a KV cache in 16 bits and packed, without any weights.
 
@@ -77,8 +79,8 @@ def memory_command(
     click.echo(f"tokens    {context:,} in each of {batch:,} sequences")
     click.echo(f"16 bits   {_megabytes(dense)} MB")
     rows_of_text = [
-        [name, *(_megabytes(size.parts[part]) for part in size.parts), _megabytes(size.total)]
-        + [f"{dense / size.total:.2f}", f"{size.page_bits:.2f}", f"{size.bits:.2f}"]
+        [name, *map(_megabytes, (*size.parts.values(), size.total))]
+        + [f"{number:.2f}" for number in (dense / size.total, size.page_bits, size.bits)]
         for name, size in sizes.items()
     ]
     parts = next(iter(sizes.values())).parts
@@ -152,7 +154,17 @@ def eval_command(
         click.echo(json.dumps([asdict(one) for one in found]))
         return
     click.echo(f"tokens    {prefix:,} read, {tokens:,} fed, {len(ids):,} in the text; {loaded.dtype}")
-    names = ("cache", "KL divergence", "top-1", "perplexity", "attention error", "bits", "held MB", "peak MB", "tokens/s")
+    names = (
+        "cache",
+        "KL divergence",
+        "top-1",
+        "perplexity",
+        "attention error",
+        "bits",
+        "held MB",
+        "peak MB",
+        "tokens/s",
+    )
     print_table(names, [_eval_row(one) for one in found])
 
 
@@ -214,7 +226,9 @@ def needle_command(
         return
     for name, grid in found.items():
         lost = [cell for cell, hit in grid.items() if found[DENSE.name][cell] and not hit]
-        click.echo(f"{name:<16} found {sum(grid.values())} of {len(grid)}; of those of the dense cache it lost {len(lost)}")
+        click.echo(
+            f"{name:<16} found {sum(grid.values())} of {len(grid)}; of those of the dense cache it lost {len(lost)}"
+        )
     click.echo(f"written   {click.format_filename(output)}")
 
 

@@ -69,7 +69,9 @@ def _peer(name: str, backend: str, rest: list[str]) -> Callable[[PreTrainedConfi
         key_axis, value_axis = (int(axis) for axis in axes.split("/"))
         nbits = int(bits)
     except ValueError as error:
-        raise ArgumentError(f"peer must be BACKEND BITS KEY_AXIS/VALUE_AXIS, such as hqq 4 1/1, got {name!r}") from error
+        raise ArgumentError(
+            f"peer must be BACKEND BITS KEY_AXIS/VALUE_AXIS, such as hqq 4 1/1, got {name!r}"
+        ) from error
 
     def make(config: PreTrainedConfig) -> Any:
         try:

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 import torch
-from transformers import PreTrainedModel
 
 from tqindex.checks import check_number
 from tqindex.errors import ArgumentError
@@ -23,7 +22,7 @@ _CONTEXT = 8192
 _MARK = "_tqindex_original"
 
 
-def enable_turbo_quant(model: PreTrainedModel, compression_ratio: float = 4, **options: Any) -> LayerOptions:
+def enable_turbo_quant(model: Any, compression_ratio: float = 4, **options: Any) -> LayerOptions:
     """Let `model.generate` keep keys and values packed, and print the widths that are chosen and the measured ratio.
 
     Calls that bring or ask for a cache of their own keep it. Padding on the left is taken from `attention_mask`.
@@ -51,7 +50,7 @@ def enable_turbo_quant(model: PreTrainedModel, compression_ratio: float = 4, **o
     if hasattr(model.generate, _MARK):
         disable_turbo_quant(model)
     generate = _wrap(model, model.generate, chosen)
-    model.generate = generate  # type: ignore[method-assign]
+    model.generate = generate
     packed = sum(shape.packed for shape in layer_shapes(model.config))
     click.echo(
         f"TurboQuant: keys {chosen.key_bits:g} bits, values {chosen.value_bits:g} bits in {packed} layers; measured "
@@ -60,7 +59,7 @@ def enable_turbo_quant(model: PreTrainedModel, compression_ratio: float = 4, **o
     return chosen
 
 
-def disable_turbo_quant(model: PreTrainedModel) -> None:
+def disable_turbo_quant(model: Any) -> None:
     """Undo `enable_turbo_quant`.
 
     Raises
@@ -74,7 +73,7 @@ def disable_turbo_quant(model: PreTrainedModel) -> None:
     del model.generate
 
 
-def _choose(model: PreTrainedModel, ratio: float, base: LayerOptions) -> LayerOptions:
+def _choose(model: Any, ratio: float, base: LayerOptions) -> LayerOptions:
     shapes = layer_shapes(model.config)
     for name in _LADDER:
         options = parse_preset(name, base)
@@ -84,20 +83,20 @@ def _choose(model: PreTrainedModel, ratio: float, base: LayerOptions) -> LayerOp
     raise ArgumentError(f"compression_ratio must be at most {reached:.2f} for this model, got {ratio:g}")
 
 
-def _measure(model: PreTrainedModel, options: LayerOptions) -> tuple[float, float]:
+def _measure(model: Any, options: LayerOptions) -> tuple[float, float]:
     """Pack random keys and values of one layer; returns how much smaller pages are than 16 bits, and the whole."""
     cache = TurboQuantCache(model.config, **options.__dict__)
     number, shape = next((i, s) for i, s in enumerate(layer_shapes(model.config)) if s.packed)
     tokens = torch.randn((2, 1, shape.heads, _CONTEXT, shape.dim), dtype=torch.bfloat16)
-    cache.layers[number].update(*tokens)
+    layer: Any = cache.layers[number]
+    layer.update(*tokens)
     parts = cache.memory()
     in_pages = parts["codes"] + parts["norms"] + parts["means"]
     row = 2 * shape.heads * shape.dim * tokens.element_size()
-    packed = cache.layers[number].sequences[0].packed
-    return packed * row / in_pages, _CONTEXT * row / sum(parts.values())
+    return layer.sequences[0].packed * row / in_pages, _CONTEXT * row / sum(parts.values())
 
 
-def _wrap(model: PreTrainedModel, original: Callable[..., Any], options: LayerOptions) -> Callable[..., Any]:
+def _wrap(model: Any, original: Callable[..., Any], options: LayerOptions) -> Callable[..., Any]:
     @functools.wraps(original)
     def generate(*arguments: Any, **keywords: Any) -> Any:
         if not _has_own_cache(model, keywords):
@@ -110,7 +109,7 @@ def _wrap(model: PreTrainedModel, original: Callable[..., Any], options: LayerOp
     return generate
 
 
-def _has_own_cache(model: PreTrainedModel, keywords: dict[str, Any]) -> bool:
+def _has_own_cache(model: Any, keywords: dict[str, Any]) -> bool:
     """Whether a call to `generate` brings a cache, asks for another kind, or wants none."""
     config = keywords.get("generation_config") or model.generation_config
 
@@ -130,5 +129,3 @@ def _left_padding(mask: torch.Tensor | None) -> tuple[int, ...] | None:
         return None
     columns = ((mask != 0).cumsum(dim=1) == 0).sum(dim=1).tolist()
     return tuple(columns) if any(columns) else None
-
-

@@ -79,7 +79,12 @@ class Fidelity:
 
 
 def evaluate(
-    model: PreTrainedModel, ids: torch.Tensor, cases: Sequence[Case], prefix: int, tokens: int, block: int | None = None,
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    cases: Sequence[Case],
+    prefix: int,
+    tokens: int,
+    block: int | None = None,
     step: int = 1,
 ) -> Iterator[Fidelity]:
     """Measure caches one after the other, the uncompressed one first.

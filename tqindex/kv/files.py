@@ -75,7 +75,9 @@ def load_cache(kind: type[_Cache], path: Path, model: PreTrainedModel) -> _Cache
     for part in ("configuration", "weights", "dtype"):
         if found[part] != wanted[part]:
             raise ArgumentError(f"{path} must be of this model: its {part} is another ({found['kind']})")
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in header["options"].items()}
+    options: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in header["options"].items()
+    }
     cache = kind(model.config, **options, per_layer=dict(header["per_layer"]))
     if len(header["layers"]) != len(cache.layers):
         raise CorruptIndexError(f"{path} must have {len(cache.layers)} layers, got {len(header['layers'])}")

@@ -85,9 +85,10 @@ def read_config(name: str) -> PreTrainedConfig:
         There is none, or it cannot be used.
     """
     try:
-        return AutoConfig.from_pretrained(name)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise ArgumentError(f"{name} must be a model's configuration: {error}") from error
+    return config
 
 
 def layer_shapes(config: PreTrainedConfig) -> list[LayerShape]:

@@ -1,4 +1,4 @@
-"""A sentence hidden in a long text, at every depth and length: is it still found?"""
+"""A sentence hidden in a long text, at every depth and length: whether it is found."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,9 @@ from tqindex.errors import ArgumentError
 from tqindex.kv.cases import Case
 
 _NEEDLE = "\nThe secret number of the old lighthouse is {number}.\n"
-_QUESTION = "\n\nQuestion: What is the secret number of the old lighthouse?\nAnswer: The secret number of the old lighthouse is"
+_QUESTION = (
+    "\n\nQuestion: What is the secret number of the old lighthouse?\nAnswer: The secret number of the old lighthouse is"
+)
 _NUMBER = "58213"
 #: Tokens of the answer; a tokenizer may take two for a digit with its space.
 _ANSWER_TOKENS = 8
@@ -91,7 +93,8 @@ def draw_heat_map(path: Path, found: dict[str, dict[tuple[int, float], bool]]) -
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
-    lengths, depths = (sorted({cell[side] for cell in next(iter(found.values()))}) for side in (0, 1))
+    places = list(next(iter(found.values())))
+    lengths, depths = sorted({length for length, _ in places}), sorted({depth for _, depth in places})
     figure = Figure(figsize=(1.5 + 0.45 * len(lengths) * len(found), 1.5 + 0.35 * len(depths)), layout="constrained")
     panels: Any = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
     for panel, (name, cells) in zip(panels, found.items(), strict=True):

@@ -1,6 +1,7 @@
 """Settings of a cache by name: "4/3" has keys of 4 bits and values of 3, "4/4 prod recent=32" more words."""
 
 from dataclasses import replace
+from typing import Any
 
 from tqindex.checks import check_choice
 from tqindex.errors import ArgumentError
@@ -32,13 +33,15 @@ def parse_preset(name: str, base: LayerOptions | None = None) -> LayerOptions:
     widths, *words = name.split() or [""]
     try:
         key_bits, value_bits = (check_choice("bits", float(width), WIDTHS) for width in widths.split("/"))
-        changes = dict(_parse_word(word) for word in words)
+        changes: dict[str, Any] = dict(_parse_word(word) for word in words)
     except ValueError as error:
-        raise ArgumentError(f"preset must be KEY_BITS/VALUE_BITS, such as 4/3, and known words, got {name!r}") from error
+        raise ArgumentError(
+            f"preset must be KEY_BITS/VALUE_BITS, such as 4/3, and known words, got {name!r}"
+        ) from error
     return replace(base or LayerOptions(), key_bits=key_bits, value_bits=value_bits, **changes)
 
 
-def _parse_word(word: str) -> tuple[str, str | int | bool]:
+def _parse_word(word: str) -> tuple[str, Any]:
     if word == "prod":
         return "kind", word
     if word == "uncentred":

@@ -81,10 +81,12 @@ class Packed:
         """Return a copy of one head's tokens."""
         arrays = {name: _by_head(self, name, heads) for name in self.__dataclass_fields__}
         one = slice(head, head + 1)
-        return Packed(**{
-            name: _flat(array[:, one].copy() if name == "lead" else array[one].copy(), name)
-            for name, array in arrays.items()
-        })
+        return Packed(
+            **{
+                name: _flat(array[:, one].copy() if name == "lead" else array[one].copy(), name)
+                for name, array in arrays.items()
+            }
+        )
 
 
 def _by_head(part: Packed, name: str, heads: int) -> npt.NDArray[Any]:

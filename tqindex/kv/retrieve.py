@@ -1,4 +1,4 @@
-"""The keys of a cache as a set to search: which tokens would a query attend to?
+"""The keys of a cache as a set to search: the tokens that a query would attend to.
 
 The codec is the index's, so the codes that attention reads are searched as they are. Scores are inner products, as
 with `tqindex.Index` under metric "ip"; a page's mean, which an index has only one of, is added to the page's scores.

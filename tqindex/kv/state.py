@@ -10,7 +10,7 @@ from tqindex.errors import CorruptIndexError
 from tqindex.kernels.rows import StoredRows
 from tqindex.kv.layer import TurboQuantLayer
 from tqindex.kv.pages import PageBlock, Sequence
-from tqindex.kv.quantiser import Packed, Part
+from tqindex.kv.quantiser import Packed, Part, Quantiser
 
 #: What a layer of the library learns from its first tokens, beside what it has from the start.
 _LEARNED = {"dtype", "device"}
@@ -64,11 +64,7 @@ def read_layer(layer: Any, state: dict[str, Any], tensors: dict[str, torch.Tenso
         if isinstance(layer, TurboQuantLayer):
             _read_turbo_layer(layer, state, tensors, device)
             return
-        known = set(vars(layer)) | _LEARNED
-        for name, value in state["fields"].items():
-            if name not in known:
-                raise ValueError(f"unknown field {name!r} of {type(layer).__name__}")
-            setattr(layer, name, _from_json(value, tensors, device))
+        _read_other_layer(layer, state, tensors, device)
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
         raise CorruptIndexError(f"a layer's state cannot be used: {error}") from error
 
@@ -128,14 +124,12 @@ def _read_block(sequence: Sequence, fields: dict[str, Any], arrays: dict[str, np
     form, tokens = sequence.form, fields["tokens"]
     pages = -(-tokens // form.page)
     means = _array(arrays, fields["means"], np.uint16, (form.heads, pages if form.center else 0, form.keys.dim))
-    sides = [
-        tuple(
-            _read_packed(part, names, arrays, form.heads * pages * form.page)
-            for part, names in zip(quantiser.parts, fields[side], strict=True)
-        )
-        for side, quantiser in (("keys", form.keys), ("values", form.values))
-    ]
-    return PageBlock(tokens, *sides, means)
+
+    def read_side(quantiser: Quantiser, side: str) -> tuple[Packed, ...]:
+        parts = zip(quantiser.parts, fields[side], strict=True)
+        return tuple(_read_packed(part, names, arrays, form.heads * pages * form.page) for part, names in parts)
+
+    return PageBlock(tokens, read_side(form.keys, "keys"), read_side(form.values, "values"), means)
 
 
 def _read_packed(part: Part, names: dict[str, str], arrays: dict[str, npt.NDArray[Any]], rows: int) -> Packed:
@@ -159,6 +153,16 @@ def _array(
 
 
 # -- the library's layers
+
+
+def _read_other_layer(
+    layer: Any, state: dict[str, Any], tensors: dict[str, torch.Tensor], device: torch.device
+) -> None:
+    known = set(vars(layer)) | _LEARNED
+    for name, value in state["fields"].items():
+        if name not in known:
+            raise ValueError(f"unknown field {name!r} of {type(layer).__name__}")
+        setattr(layer, name, _from_json(value, tensors, device))
 
 
 def _to_json(value: Any, tensors: Tensors) -> Any:
