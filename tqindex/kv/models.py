@@ -1,9 +1,11 @@
 """Models and texts that commands are given."""
 
+import sys
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from tqindex.checks import check_choice, check_integer
 from tqindex.errors import ArgumentError, FileFormatError
@@ -32,6 +34,8 @@ def load_model(
     check_choice("dtype", dtype, _DTYPES)
     if threads is not None:
         torch.set_num_threads(check_integer("threads", threads, 1))
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
