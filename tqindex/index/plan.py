@@ -14,7 +14,7 @@ from tqindex.codec.codes import QueryCodes
 from tqindex.codec.packing import LEADING
 from tqindex.codec.refinement import Refinement, refinement
 from tqindex.kernels.coarse import COARSE_BYTES, WEIGHTS
-from tqindex.kernels.product import LANES, TILE_CONFIGURATION, level_tables, pack_queries
+from tqindex.kernels.product import LANES, TILE_CONFIGURATION, pack_queries
 from tqindex.kernels.queries import encode_few, encode_queries, matrices
 from tqindex.kernels.simd_score import BIASES, SHIFTS, SKETCH_SHIFTS, SKETCH_STEPS, STEPS, THRESHOLDS
 
@@ -45,9 +45,14 @@ class ScanPlan:
         book = codec.codebook
         self.codec, self.metric = codec, metric
         self.depth = -(-codec.dim // 64) * 64
+        # One level per combined code; the sketch's sign is the lowest bit.
+        levels = np.repeat(book.levels, 2) if codec.kind == "prod" else book.levels
+        biased = (levels.astype(np.int16) + 128).astype(np.uint8)
+        table = np.tile(np.resize(biased, 16), 4) if codec.bits < 8 else np.zeros(64, np.uint8)
+        sketch_table = np.tile(np.resize(np.array([0, 1], np.uint8), 16), 4)
         # 8 bits: 2 * sum((code - 128) * q) + sum(q) = 2 P - 255 sum(q); else sum(level * q) = P - 128 sum(q).
         self.multiplier, self._shift = (2, -255) if book.offset else (1, -128)
-        self.tables: tuple[Any, ...] = level_tables(codec)
+        self.tables: tuple[Any, ...] = (codec.bits, table, sketch_table)
         # The constants are those of plain codes: with effort "search" a scale depends on the stretch of its row.
         has_stages = codec.dim >= _LEAST_DIM and codec.effort == "plain"
         counts = range(1, min(book.bits, LEADING) + 1) if has_stages else ()

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tqindex.codec import Codec
 from tqindex.codec.packing import BLOCK
 from tqindex.kernels.compile import called_kernel, inner_kernel
 from tqindex.kernels.cpu import simd_level
@@ -63,16 +62,6 @@ _expand_row, _dot_row = make_expand_row(OPERATIONS[_LEVEL]), make_dot_row(OPERAT
 TILE_CONFIGURATION = np.frombuffer(TILE_CONFIG, np.uint8).copy()
 
 
-def level_tables(codec: Codec) -> tuple[int, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Return a codec's bits, and what `expand_tile` looks its codes and its sketch's signs up in."""
-    book = codec.codebook
-    # One level per combined code; the sketch's sign is the lowest bit.
-    levels = np.repeat(book.levels, 2) if codec.kind == "prod" else book.levels
-    biased = (levels.astype(np.int16) + 128).astype(np.uint8)
-    table = np.tile(np.resize(biased, 16), 4) if codec.bits < 8 else np.zeros(64, np.uint8)
-    return codec.bits, table, np.tile(np.resize(np.array([0, 1], np.uint8), 16), 4)
-
-
 def pack_queries(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
     """Pack int8 queries (nq, dim) as [group][depth / 4][16][4], padded with zeros to whole blocks."""
     nq, dim = levels.shape
@@ -106,7 +95,7 @@ def expand_tile(
     out: Any,
     work: Any,
 ) -> None:
-    """Write levels of the rows numbers[:rows]; out: u8 (TILE, depth), rows by `place_row`, zero beyond their width.
+    """Write levels of the rows numbers[:rows]; out: u8 (TILE, depth), rows by `_place_row`, zero beyond their width.
 
     lead, rest: as `tqindex.kernels.rows.StoredRows` keeps them; planes first_plane..first_plane + bits are read: all,
     or one. table: u8 (64,), as `expand_row` takes it; work: as `load_lead` fills it.
@@ -119,7 +108,7 @@ def expand_tile(
     for r in range(rows):
         row = numbers[r]
         rest_at = row * rest.shape[1] + skipped * width
-        out_at, step = place_row(r, depth)
+        out_at, step = _place_row(r, depth)
         if _HAS_SHUFFLE and (width >= WORD or others == 0):
             at, lane = first_plane * plane_bytes + row // BLOCK * block_bytes, row % BLOCK
             _expand_row(
@@ -145,7 +134,7 @@ def expand_tile(
 
 
 @inner_kernel
-def place_row(r: int, depth: int) -> tuple[int, int]:
+def _place_row(r: int, depth: int) -> tuple[int, int]:
     """Return where a row's levels begin in a tile, and how far apart its steps of 64 are.
 
     With AMX 16 rows of 64 coordinates follow each other, as one tile register takes them.

@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from tqindex.errors import ArgumentError
+from tqindex.kernels.kv import score_means
 from tqindex.kv.pages import PageForm, SequenceView
 
 #: The name by which models are told to use this attention: ``model.set_attn_implementation(ATTENTION)``.
@@ -181,12 +182,10 @@ def score_blocks(queries: torch.Tensor, view: SequenceView, form: PageForm, logi
     shares = form.keys.split_queries(queries @ form.keys.rotation.T)
     at = first
     for block in view.blocks:
-        part = logits[:, :, at : at + block.tokens]
         if form.center:
-            means = queries @ block.key_means().transpose(1, 2)
-            part.copy_(means.repeat_interleave(form.page, dim=2)[:, :, : block.tokens])
+            score_means(block.means, form.page, queries.numpy(), at, block.tokens, logits.numpy())
         else:
-            part.zero_()
+            logits[:, :, at : at + block.tokens] = 0
         form.keys.add_scores(block.keys, shares, at, block.tokens, logits.numpy())
         at += block.tokens
 

@@ -38,7 +38,7 @@ class TurboQuantCache(Cache):
         First tokens of a sequence that stay exact.
     recent : int
         Last tokens that are exact at least; at most `page` - 1 more are.
-    page : int, a multiple of 8
+    page : int, a multiple of 32
         Tokens that are packed together.
     center : bool
         Whether the mean of each page's keys is subtracted, and kept in 16 bits.

@@ -6,9 +6,11 @@ from typing import Any
 
 from tqindex.checks import check_choice, check_integer
 from tqindex.codec.codec import KINDS, Kind
-from tqindex.codec.packing import BLOCK
 from tqindex.errors import ArgumentError
 from tqindex.kv.quantiser import PROD_WIDTHS, WIDTHS
+
+#: What codes of any width fill whole words with.
+PAGE_MULTIPLE = 32
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class LayerOptions:
         check_choice("value_bits", self.value_bits, WIDTHS)
         check_integer("sinks", self.sinks, 0)
         check_integer("recent", self.recent, 0)
-        if check_integer("page", self.page, BLOCK) % BLOCK:
-            raise ArgumentError(f"page must be a multiple of {BLOCK}, got {self.page}")
+        if check_integer("page", self.page, 1) % PAGE_MULTIPLE:
+            raise ArgumentError(f"page must be a multiple of {PAGE_MULTIPLE}, got {self.page}")
         check_choice("center", int(self.center), (0, 1))
         for padding in self.left_padding or ():
             check_integer("left_padding", padding, 0)

@@ -30,7 +30,7 @@ class PageForm:
     keys, values : Quantiser
     heads : int
     sinks, recent, page : int
-        First tokens that stay exact, last tokens that are exact at least, tokens of a page (a multiple of 8).
+        First tokens that stay exact, last tokens that are exact at least, tokens of a page (a multiple of 32).
     center : bool
         Whether keys are packed without the mean of their page.
     """
@@ -219,7 +219,7 @@ class Sequence:
         for block in self.blocks:
             held.append(("means", block.means))
             for packed in (*block.keys, *block.values):
-                held += [("codes" if name in ("lead", "rest") else "norms", a) for name, a in packed.arrays().items()]
+                held += [("codes" if name in ("words", "signs") else "norms", a) for name, a in packed.arrays().items()]
         return held
 
 
@@ -229,7 +229,7 @@ def _append_block(blocks: tuple[PageBlock, ...], block: PageBlock, form: PageFor
         return (*blocks, block)
     pair = [blocks[-1], block]
     keys, values = (
-        tuple(Packed.join(list(parts), form.heads) for parts in zip(*sides, strict=True))
+        tuple(Packed.join(parts) for parts in zip(*sides, strict=True))
         for sides in ([b.keys for b in pair], [b.values for b in pair])
     )
     means = np.concatenate([b.means for b in pair], axis=1)
@@ -247,8 +247,7 @@ def _crop_blocks(blocks: tuple[PageBlock, ...], tokens: int, form: PageForm) -> 
         elif left:
             pages = -(-left // form.page)
             keys, values = (
-                tuple(packed.first(pages * form.page, form.heads) for packed in side)
-                for side in (block.keys, block.values)
+                tuple(packed.first(pages * form.page) for packed in side) for side in (block.keys, block.values)
             )
             kept.append(PageBlock(left, keys, values, block.means[:, :pages].copy()))
     return tuple(kept)
