@@ -19,7 +19,7 @@ def generate(model, ids=IDS, **options):
 def test_generate_gets_a_packed_cache_and_loses_it_again(tiny_model):
     model = tiny_model("qwen")
     before = generate(model)
-    options = enable_turbo_quant(model, 2, recent=16, page=16)
+    options = enable_turbo_quant(model, 2, recent=16, page=32)
     packed = generate(model)
     assert isinstance(packed.past_key_values, TurboQuantCache)
     assert packed.past_key_values.options == options

@@ -16,7 +16,7 @@ from tqindex.kv.measure import held_bytes, peak_rise
 from tqindex.kv.needle import is_found, make_haystacks
 
 TEXT = "The licensee may copy, change and convey the work; a number such as 1984 is no secret. " * 30
-SMALL = "sinks=2 recent=16 page=16"
+SMALL = "sinks=2 recent=16 page=32"
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +99,9 @@ def test_more_bits_are_nearer(model, ids):
 
 def test_prefix_in_blocks_and_tokens_in_steps(model, ids):
     case = [parse_case(f"4/4 {SMALL}")]
-    # 2 sinks, 16 recent and whole pages of 16: pages are full where steps of 4 end.
+    # 2 sinks, 16 recent and whole pages of 32: pages are full where steps of 4 end.
     whole, blocks, steps = (
-        list(evaluate(model, ids, case, prefix=2 + 16 * 9, tokens=48, **options))[1]
+        list(evaluate(model, ids, case, prefix=2 + 16 + 32 * 4, tokens=48, **options))[1]
         for options in ({}, {"block": 40}, {"step": 4})
     )
     assert steps.divergence == pytest.approx(whole.divergence, rel=1e-2)

@@ -9,7 +9,7 @@ import torch
 from tqindex.errors import ArgumentError, CorruptIndexError, FormatVersionError, MissingFileError, StorageError
 from tqindex.kv import TurboQuantCache
 
-WINDOWS = {"sinks": 2, "recent": 8, "page": 8}
+WINDOWS = {"sinks": 2, "recent": 8, "page": 32}
 
 
 def prompt(rows=2, columns=61):
@@ -114,7 +114,7 @@ def rewrite(path, change):
 
 def test_arrays_of_another_shape_are_found_before_a_kernel_reads_them(tmp_path, tiny_model):
     model, path = tiny_model(), tmp_path / "prompt.kv"
-    for field in ("lead", "norms"):
+    for field in ("words", "norms"):
         filled(model).save(path, model, overwrite=True)
 
         def change(header, field=field):

@@ -12,7 +12,7 @@ from tqindex.kv.memory import estimate_memory, layer_shapes
 from tqindex.kv.options import LayerOptions
 from tqindex.kv.presets import PRESETS, parse_preset
 
-CONTEXT, WINDOWS = 150, {"sinks": 2, "recent": 16, "page": 16}
+CONTEXT, WINDOWS = 150, {"sinks": 2, "recent": 16, "page": 32}
 
 
 def filled(model, batch, **options):
@@ -57,10 +57,10 @@ def test_dense_bytes_are_those_of_the_uncompressed_cache(tiny_model):
 
 
 def test_bits_count_everything(tiny_model):
-    memory = estimate_memory(layer_shapes(tiny_model("llama").config), parse_preset("4/4"), 8192)
-    # Heads of 8 channels: 4 bits, a norm of 16 for 8 values, and a mean for every 64 tokens of keys.
-    assert memory.page_bits == 4 + 16 / 8 + 16 / 64 / 2
-    assert memory.bits == pytest.approx(8 * memory.total / (8192 * 3 * 2 * 2 * 8))
+    memory = estimate_memory(layer_shapes(tiny_model("qwen").config), parse_preset("4/4"), 8192)
+    # Heads of 16 channels: 4 bits, a norm of 16 for 16 values, and a mean for every 64 tokens of keys.
+    assert memory.page_bits == 4 + 16 / 16 + 16 / 64 / 2
+    assert memory.bits == pytest.approx(8 * memory.total / (8192 * 3 * 2 * 2 * 16))
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_presets_of_another_form_are_refused(name):
 
 
 def test_presets_say_all_options():
-    options = parse_preset("2.5/4 prod uncentred sinks=1 recent=2 page=8 seed=3")
-    assert options == LayerOptions(2.5, 4, "prod", 1, 2, 8, False, None, 3)
+    options = parse_preset("2.5/4 prod uncentred sinks=1 recent=2 page=32 seed=3")
+    assert options == LayerOptions(2.5, 4, "prod", 1, 2, 32, False, None, 3)
     assert all(parse_preset(name).recent == 128 for name in PRESETS)
 
 

@@ -17,7 +17,7 @@ def config(tiny_model):
 
 
 def filled(config, keys, **options):
-    cache = TurboQuantCache(config, **{"sinks": 2, "recent": 16, "page": 16, "left_padding": (0, PADS), **options})
+    cache = TurboQuantCache(config, **{"sinks": 2, "recent": 16, "page": 32, "left_padding": (0, PADS), **options})
     cache.layers[1].update(keys, torch.zeros_like(keys))
     return cache
 

@@ -8,7 +8,6 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from tqindex.checks import check_integer
 from tqindex.errors import ArgumentError
-from tqindex.kernels.rows import StoredRows
 from tqindex.kv.options import LayerOptions
 from tqindex.kv.pages import PageForm
 from tqindex.kv.quantiser import Quantiser
@@ -163,18 +162,13 @@ def _packed_tokens(options: LayerOptions, context: int) -> int:
 def _packed_layer(shape: LayerShape, options: LayerOptions, context: int) -> dict[str, int]:
     """Bytes of one row of one layer by part."""
     keys = Quantiser(shape.dim, options.key_bits, options.kind, options.seed)
-    values = Quantiser(shape.dim, options.value_bits, "mse", options.seed)
+    values = Quantiser(shape.dim, options.value_bits, "mse", options.seed, options.page)
     form = PageForm(keys, values, shape.heads, options.sinks, options.recent, options.page, options.center)
-    tokens = shape.heads * _packed_tokens(options, context)
-    sizes = [_code_and_norm_bytes(part.codec) for part in (*keys.parts, *values.parts)]
+    tokens = _packed_tokens(options, context)
+    packed = [*keys.allocate(shape.heads, tokens), *values.allocate(shape.heads, tokens)]
     return {
-        "codes": tokens * sum(codes for codes, _ in sizes),
-        "norms": tokens * sum(norms for _, norms in sizes),
-        "means": tokens // options.page * shape.dim * _HALF if options.center else 0,
+        "codes": sum(one.words.nbytes + one.signs.nbytes for one in packed),
+        "norms": sum(one.norms.nbytes + one.sketch_norms.nbytes for one in packed),
+        "means": tokens // options.page * shape.heads * shape.dim * _HALF if options.center else 0,
         "exact": shape.heads * form.room * shape.dim * 2 * _HALF,
     }
-
-
-def _code_and_norm_bytes(codec: Any) -> tuple[int, int]:
-    one = StoredRows.allocate(codec, "ip", 8)
-    return one.code_bytes, _HALF * (1 + bool(one.sketch_scales.size))

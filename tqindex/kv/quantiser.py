@@ -65,16 +65,9 @@ class Packed:
         kept = {name: array[:, : array.shape[1] * tokens // self.tokens] for name, array in self.arrays().items()}
         return Packed(**{name: array.copy() for name, array in kept.items()})
 
-    def of_head(self, head: int, heads: int) -> "Packed":
+    def of_head(self, head: int) -> "Packed":
         """Return a copy of one head's tokens."""
-        arrays = {name: _by_head(self, name, heads) for name in self.__dataclass_fields__}
-        one = slice(head, head + 1)
-        return Packed(
-            **{
-                name: _flat(array[:, one].copy() if name == "lead" else array[one].copy(), name)
-                for name, array in arrays.items()
-            }
-        )
+        return Packed(**{name: array[head : head + 1].copy() for name, array in self.arrays().items()})
 
 
 #: How a sketch's signs are read: 0 as -1, 1 as 1.

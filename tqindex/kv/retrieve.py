@@ -55,7 +55,7 @@ class LayerKeys:
         self._view = SequenceView(
             min(sequence.padding, sequence.columns),
             self._form.sinks,
-            tuple(_of_head(block, head, heads) for block in sequence.blocks),
+            tuple(_of_head(block, head) for block in sequence.blocks),
             sequence.keys[one, exact].to("cpu", torch.float32, copy=True),
             sequence.values[one, :0],
         )
@@ -110,6 +110,6 @@ class LayerKeys:
         return logits[0].numpy()
 
 
-def _of_head(block: PageBlock, head: int, heads: int) -> PageBlock:
-    keys = tuple(packed.of_head(head, heads) for packed in block.keys)
+def _of_head(block: PageBlock, head: int) -> PageBlock:
+    keys = tuple(packed.of_head(head) for packed in block.keys)
     return PageBlock(block.tokens, keys, (), block.means[head : head + 1])

@@ -7,10 +7,9 @@ import numpy.typing as npt
 import torch
 
 from tqindex.errors import CorruptIndexError
-from tqindex.kernels.rows import StoredRows
 from tqindex.kv.layer import TurboQuantLayer
 from tqindex.kv.pages import PageBlock, Sequence
-from tqindex.kv.quantiser import Packed, Part, Quantiser
+from tqindex.kv.quantiser import Packed, Quantiser
 
 #: What a layer of the library learns from its first tokens, beside what it has from the start.
 _LEARNED = {"dtype", "device"}
@@ -103,7 +102,7 @@ def _read_turbo_layer(
         torch.empty((batch, heads, 0, value_dim), dtype=dtype, device=device),
     )
     # Copies: a view would keep the whole file in memory.
-    packed = {name: tensor for name, tensor in tensors.items() if tensor.dtype in (torch.uint8, torch.uint16)}
+    packed = {name: tensor for name, tensor in tensors.items() if tensor.dtype in (torch.uint32, torch.uint16)}
     arrays = {name: tensor.numpy().copy() for name, tensor in packed.items()}
     for sequence, fields in zip(layer.sequences, state["sequences"], strict=True):
         _read_sequence(sequence, fields, tensors, arrays)
@@ -126,21 +125,16 @@ def _read_block(sequence: Sequence, fields: dict[str, Any], arrays: dict[str, np
     means = _array(arrays, fields["means"], np.uint16, (form.heads, pages if form.center else 0, form.keys.dim))
 
     def read_side(quantiser: Quantiser, side: str) -> tuple[Packed, ...]:
-        parts = zip(quantiser.parts, fields[side], strict=True)
-        return tuple(_read_packed(part, names, arrays, form.heads * pages * form.page) for part, names in parts)
+        # Kernels read arrays without looking at their shapes.
+        forms = quantiser.allocate(form.heads, pages * form.page)
+        return tuple(_read_packed(one, names, arrays) for one, names in zip(forms, fields[side], strict=True))
 
     return PageBlock(tokens, read_side(form.keys, "keys"), read_side(form.values, "values"), means)
 
 
-def _read_packed(part: Part, names: dict[str, str], arrays: dict[str, npt.NDArray[Any]], rows: int) -> Packed:
-    """Return the codes of so many rows; kernels read them without looking at their shapes."""
-    form = StoredRows.allocate(part.codec, "ip", rows)
-    return Packed(
-        _array(arrays, names["lead"], np.uint8, form.lead.shape),
-        _array(arrays, names["rest"], np.uint8, form.rest.shape),
-        _array(arrays, names["norms"], np.uint16, form.scales.shape),
-        _array(arrays, names["sketch_norms"], np.uint16, form.sketch_scales.shape),
-    )
+def _read_packed(form: Packed, names: dict[str, str], arrays: dict[str, npt.NDArray[Any]]) -> Packed:
+    fields = form.arrays().items()
+    return Packed(**{field: _array(arrays, names[field], one.dtype, one.shape) for field, one in fields})
 
 
 def _array(
