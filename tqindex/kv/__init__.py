@@ -10,6 +10,8 @@ Importing this module loads torch and transformers, which the extra `kv` brings.
 
 from tqindex.kv.attention import ATTENTION
 from tqindex.kv.cache import TurboQuantCache
+from tqindex.kv.enable import disable_turbo_quant, enable_turbo_quant
 from tqindex.kv.layer import TurboQuantLayer
+from tqindex.kv.retrieve import LayerKeys
 
-__all__ = ["ATTENTION", "TurboQuantCache", "TurboQuantLayer"]
+__all__ = ["ATTENTION", "LayerKeys", "TurboQuantCache", "TurboQuantLayer", "disable_turbo_quant", "enable_turbo_quant"]

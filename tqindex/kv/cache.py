@@ -1,13 +1,15 @@
 """The cache: a packed layer for every layer of full attention, the library's own class for the others."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from tqindex.codec.codec import Kind
 from tqindex.errors import ArgumentError
+from tqindex.kv.files import load_cache, save_cache
 from tqindex.kv.layer import TurboQuantLayer
 from tqindex.kv.options import LayerOptions, check_per_layer
 from tqindex.kv.support import check_model
@@ -102,6 +104,29 @@ class TurboQuantCache(Cache):
                     seen.add(key)
                     held[part] += size
         return held
+
+    def save(self, path: str | Path, model: PreTrainedModel, overwrite: bool = False) -> None:
+        """Write the cache of a prompt to a file, whole or not at all; `model` is the one that filled it.
+
+        Raises
+        ------
+        StorageError
+            The file exists (pass `overwrite`), or cannot be written.
+        """
+        save_cache(self, Path(path), model, overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path, model: PreTrainedModel) -> Self:
+        """Read a cache that `save` wrote, to go on with its prompt.
+
+        Raises
+        ------
+        MissingFileError, StorageError, CorruptIndexError, FormatVersionError
+            Nothing there; cannot be read; truncated, altered or no such file; written by a newer version.
+        ArgumentError
+            The file is of another model: another configuration, other weights or another dtype.
+        """
+        return load_cache(cls, Path(path), model)
 
 
 def _arrays(layer: Any) -> list[tuple[str, Any]]:

@@ -65,6 +65,10 @@ class Packed:
         kept = {name: array[:, : array.shape[1] * tokens // self.tokens] for name, array in self.arrays().items()}
         return Packed(**{name: array.copy() for name, array in kept.items()})
 
+    def of_head(self, head: int) -> "Packed":
+        """Return a copy of one head's tokens."""
+        return Packed(**{name: array[head : head + 1].copy() for name, array in self.arrays().items()})
+
 
 #: How a sketch's signs are read: 0 as -1, 1 as 1.
 SIGNS = np.tile(np.resize(np.array([0, 1], np.uint8), 16), 4), 1, 2.0
