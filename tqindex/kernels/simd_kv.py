@@ -1,0 +1,164 @@
+"""Multiplying packed strips of a KV cache with a few queries.
+
+A strip is 16 lanes of `depth` codes each: 16 tokens and their channels for keys, 16 channels and the tokens of a page
+for values. Step s of a lane is its codes 4 s .. 4 s + 3, one in each byte of a 32-bit word, so that one instruction
+multiplies four codes of 16 lanes. A code is kept in fields of 4, 2 or 1 bits (8: of the whole byte); a word holds
+8 / f steps of a field of f bits, the first step lowest. `tqindex.kernels.kv_layout` makes strips.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from tqindex.kernels.simd import (
+    BYTES,
+    INT,
+    INTS,
+    LONG,
+    Operations,
+    address,
+    cgutils,
+    constant,
+    load,
+    splat,
+)
+
+LANES = 16
+#: Codes of a step.
+STEP = 4
+#: The fields of a code by its bits, most significant first.
+FIELDS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 8: (8,)}
+
+
+class Unit(NamedTuple):
+    """The fewest steps that fill whole words of all fields, and these words."""
+
+    steps: int
+    words: int
+
+    @classmethod
+    def of(cls, bits: int) -> "Unit":
+        """Return the unit of codes of so many bits."""
+        steps = max(8 // width for width in FIELDS[bits])
+        return cls(steps, sum(steps * width // 8 for width in FIELDS[bits]))
+
+
+class _Strip:
+    """A strip's words and the levels that codes stand for, from the arguments (words, at, units, table)."""
+
+    def __init__(self, context: Any, builder: Any, types_: Any, values: Any, operations: Operations, bits: int) -> None:
+        (self.t_words, _, _, t_table), (self.words, self.at, self.units, table) = types_, values
+        self.context, self.builder, self.operations, self.bits = context, builder, operations, bits
+        self.entries = load(builder, address(context, builder, t_table, table, LONG(0), BYTES))
+
+    def for_steps(self, use: Callable[[Any, Any, int], None]) -> None:
+        """Emit a loop over the units that calls use(levels, unit, step) for every step of one."""
+        builder, unit = self.builder, Unit.of(self.bits)
+        with cgutils.for_range_slice(builder, LONG(0), self.units, LONG(1), LONG) as (i, _):
+            first = builder.add(self.at, builder.mul(i, LONG(unit.words * LANES)))
+            places = [builder.add(first, LONG(word * LANES)) for word in range(unit.words)]
+            vectors = [
+                load(builder, address(self.context, builder, self.t_words, self.words, place, INTS)) for place in places
+            ]
+            for step in range(unit.steps):
+                codes = _codes(builder, vectors, self.bits, step)
+                if self.bits < 8:
+                    codes = _shuffle(builder, self.operations, self.entries, codes, 1 << self.bits)
+                use(codes, i, step)
+
+
+def make_dot_strip(operations: Operations, bits: int, columns: int) -> Any:
+    """Return an operation that multiplies one strip with so many queries.
+
+    dot_strip(words, at, units, table, queries, query_at, products): words u32, read from `at` on, [unit][word][lane];
+    table u8 (64,), four copies of the 16 levels that codes stand for, or of any content for 8 bits; queries i32, read
+    from `query_at` on, [step][column], four int8 each; products i32, written: [column][lane].
+    """
+    steps = Unit.of(bits).steps
+
+    @intrinsic
+    def dot_strip(
+        typing_context: Any, words: Any, at: Any, units: Any, table: Any, queries: Any, query_at: Any, products: Any
+    ) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            strip = _Strip(context, builder, signature.args[:4], arguments[:4], operations, bits)
+            (t_queries, _, t_products), (v_queries, v_query_at, v_products) = signature.args[4:], arguments[4:]
+            totals = [cgutils.alloca_once(builder, INTS) for _ in range(columns)]
+            for total in totals:
+                builder.store(ir.Constant(INTS, None), total)
+
+            def multiply(levels: Any, unit: Any, step: int) -> None:
+                at_step = builder.add(v_query_at, builder.mul(unit, LONG(steps * columns)))
+                for column, total in enumerate(totals):
+                    place = builder.add(at_step, LONG(step * columns + column))
+                    word = load(builder, address(context, builder, t_queries, v_queries, place, INT))
+                    query = builder.bitcast(splat(builder, word, INTS), BYTES)
+                    builder.store(operations.dot4(builder, builder.load(total), levels, query), total)
+
+            strip.for_steps(multiply)
+            for column, total in enumerate(totals):
+                target = address(context, builder, t_products, v_products, LONG(column * LANES), INTS)
+                builder.store(builder.load(total), target).align = 4
+            return context.get_dummy_value()
+
+        index = types.intp
+        return types.void(words, index, index, table, queries, index, products), codegen
+
+    return dot_strip
+
+
+def make_expand_strip(operations: Operations, bits: int) -> Any:
+    """Return an operation that writes one strip's levels.
+
+    expand_strip(words, at, units, table, levels): the first four as for `make_dot_strip`; levels u8, written:
+    [step][lane][4].
+    """
+    steps = Unit.of(bits).steps
+
+    @intrinsic
+    def expand_strip(typing_context: Any, words: Any, at: Any, units: Any, table: Any, levels: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            strip = _Strip(context, builder, signature.args[:4], arguments[:4], operations, bits)
+
+            def write(found: Any, unit: Any, step: int) -> None:
+                place = builder.mul(builder.add(builder.mul(unit, LONG(steps)), LONG(step)), LONG(LANES * STEP))
+                target = address(context, builder, signature.args[4], arguments[4], place, BYTES)
+                builder.store(found, target).align = 1
+
+            strip.for_steps(write)
+            return context.get_dummy_value()
+
+        index = types.intp
+        return types.void(words, index, index, table, levels), codegen
+
+    return expand_strip
+
+
+def _codes(builder: Any, vectors: list[Any], bits: int, step: int) -> Any:
+    """Return a step's codes, one in each byte, from a unit's words."""
+    codes, first = None, 0
+    for width in FIELDS[bits]:
+        in_word = 8 // width
+        part = vectors[first + step // in_word]
+        if step % in_word:
+            part = builder.lshr(part, constant(INTS, width * (step % in_word)))
+        if width < 8:
+            part = builder.and_(part, constant(INTS, ((1 << width) - 1) * 0x01010101))
+        codes = part if codes is None else builder.or_(builder.shl(codes, constant(INTS, width)), part)
+        first += Unit.of(bits).steps // in_word
+    return builder.bitcast(codes, BYTES)
+
+
+def _shuffle(builder: Any, operations: Operations, entries: Any, codes: Any, count: int) -> Any:
+    """Look 64 codes up in 16 entries, of which the first `count` can be meant."""
+    if operations.shuffle is not None:
+        return operations.shuffle(builder, entries, codes)
+    levels = ir.Constant(BYTES, None)
+    for entry in range(count):
+        same = builder.icmp_unsigned("==", codes, constant(BYTES, entry))
+        level = builder.shuffle_vector(entries, entries, ir.Constant(ir.VectorType(INT, 64), [entry] * 64))
+        levels = builder.select(same, level, levels)
+    return levels

@@ -1,0 +1,131 @@
+"""One call that gives every `generate` of a model a packed cache."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import click
+import torch
+
+from tqindex.checks import check_number
+from tqindex.errors import ArgumentError
+from tqindex.kv.cache import TurboQuantCache
+from tqindex.kv.memory import estimate_memory, layer_shapes
+from tqindex.kv.options import LayerOptions
+from tqindex.kv.presets import parse_preset
+
+#: Widths to choose from, most accurate first; keys get the larger share, since errors in them are amplified.
+_LADDER = ("8/8", "8/4", "4/4", "4/3", "3/3", "3/2", "2/2")
+#: Tokens at which the ratio with exact windows is told.
+_CONTEXT = 8192
+_MARK = "_tqindex_original"
+
+
+def enable_turbo_quant(model: Any, compression_ratio: float = 4, **options: Any) -> LayerOptions:
+    """Let `model.generate` keep keys and values packed, and print the widths that are chosen and the measured ratio.
+
+    Calls that bring or ask for a cache of their own keep it. Padding on the left is taken from `attention_mask`.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    compression_ratio : float
+        Of packed pages to 16-bit keys and values, norms and means included: the most accurate widths that reach it.
+    options : sinks, recent, page, center, seed
+        As `TurboQuantCache` takes them.
+
+    Returns
+    -------
+    LayerOptions
+        What the caches are made with.
+
+    Raises
+    ------
+    ArgumentError
+        A ratio that cannot be reached, an option that breaks its rule, or a model that cannot be served.
+    """
+    chosen = _choose(model, check_number("compression_ratio", compression_ratio), LayerOptions(**options))
+    in_pages, in_all = _measure(model, chosen)
+    if hasattr(model.generate, _MARK):
+        disable_turbo_quant(model)
+    generate = _wrap(model, model.generate, chosen)
+    model.generate = generate
+    packed = sum(shape.packed for shape in layer_shapes(model.config))
+    click.echo(
+        f"TurboQuant: keys {chosen.key_bits:g} bits, values {chosen.value_bits:g} bits in {packed} layers; measured "
+        f"{in_pages:.2f} x smaller than 16 bits in pages, {in_all:.2f} x with the exact windows at {_CONTEXT:,} tokens"
+    )
+    return chosen
+
+
+def disable_turbo_quant(model: Any) -> None:
+    """Undo `enable_turbo_quant`.
+
+    Raises
+    ------
+    ArgumentError
+        A model for which it was not called.
+    """
+    original = getattr(model.generate, _MARK, None)
+    if original is None:
+        raise ArgumentError("model must be one that enable_turbo_quant was called for")
+    del model.generate
+
+
+def _choose(model: Any, ratio: float, base: LayerOptions) -> LayerOptions:
+    shapes = layer_shapes(model.config)
+    for name in _LADDER:
+        options = parse_preset(name, base)
+        reached = 16 / estimate_memory(shapes, options, _CONTEXT).page_bits
+        if reached >= ratio:
+            return options
+    raise ArgumentError(f"compression_ratio must be at most {reached:.2f} for this model, got {ratio:g}")
+
+
+def _measure(model: Any, options: LayerOptions) -> tuple[float, float]:
+    """Pack random keys and values of one layer; returns how much smaller pages are than 16 bits, and the whole."""
+    cache = TurboQuantCache(model.config, **options.__dict__)
+    number, shape = next((i, s) for i, s in enumerate(layer_shapes(model.config)) if s.packed)
+    tokens = torch.randn((2, 1, shape.heads, _CONTEXT, shape.dim), dtype=torch.bfloat16)
+    layer: Any = cache.layers[number]
+    layer.update(*tokens)
+    parts = cache.memory()
+    in_pages = parts["codes"] + parts["norms"] + parts["means"]
+    row = 2 * shape.heads * shape.dim * tokens.element_size()
+    return layer.sequences[0].packed * row / in_pages, _CONTEXT * row / sum(parts.values())
+
+
+def _wrap(model: Any, original: Callable[..., Any], options: LayerOptions) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def generate(*arguments: Any, **keywords: Any) -> Any:
+        if not _has_own_cache(model, keywords):
+            padding = _left_padding(keywords.get("attention_mask"))
+            chosen = replace(options, left_padding=padding)
+            keywords["past_key_values"] = TurboQuantCache(model.config, **chosen.__dict__)
+        return original(*arguments, **keywords)
+
+    setattr(generate, _MARK, original)
+    return generate
+
+
+def _has_own_cache(model: Any, keywords: dict[str, Any]) -> bool:
+    """Whether a call to `generate` brings a cache, asks for another kind, or wants none."""
+    config = keywords.get("generation_config") or model.generation_config
+
+    def setting(name: str) -> Any:
+        return keywords.get(name, getattr(config, name, None))
+
+    return (
+        keywords.get("past_key_values") is not None
+        or setting("cache_implementation") is not None
+        or setting("use_cache") is False
+    )
+
+
+def _left_padding(mask: torch.Tensor | None) -> tuple[int, ...] | None:
+    """Columns before each row's first token of a mask (rows, columns); None where there are none."""
+    if mask is None or mask.dim() != 2:
+        return None
+    columns = ((mask != 0).cumsum(dim=1) == 0).sum(dim=1).tolist()
+    return tuple(columns) if any(columns) else None

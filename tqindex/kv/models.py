@@ -1,0 +1,59 @@
+"""Models and texts that commands are given."""
+
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from tqindex.checks import check_choice, check_integer
+from tqindex.errors import ArgumentError, FileFormatError
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def load_model(
+    name: str, dtype: str = "float32", threads: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a causal language model, ready to predict, and its tokenizer.
+
+    Parameters
+    ----------
+    name : str
+        A folder, or a name on the Hub.
+    dtype : {"float32", "bfloat16", "float16"}
+    threads : int, optional
+        Threads of torch, for the whole process.
+
+    Raises
+    ------
+    ArgumentError
+        There is none, or it cannot be used.
+    """
+    check_choice("dtype", dtype, _DTYPES)
+    if threads is not None:
+        torch.set_num_threads(check_integer("threads", threads, 1))
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
+    except (OSError, ValueError, KeyError) as error:
+        raise ArgumentError(f"{name} must be a causal language model with its tokenizer: {error}") from error
+    return model.eval(), tokenizer
+
+
+def encode_file(tokenizer: PreTrainedTokenizerBase, path: Path) -> torch.Tensor:
+    """Return a text file's tokens, int64 (n,).
+
+    Raises
+    ------
+    FileFormatError
+        It is not UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path} must be text in UTF-8: {error}") from error
+    return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)

@@ -1,0 +1,72 @@
+"""What a cache is asked to be, checked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tqindex.checks import check_choice, check_integer
+from tqindex.codec.codec import KINDS, Kind
+from tqindex.errors import ArgumentError
+from tqindex.kv.quantiser import PROD_WIDTHS, WIDTHS
+
+#: What codes of any width fill whole words with.
+PAGE_MULTIPLE = 32
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """How one layer's keys and values are kept: the parameters of `TurboQuantCache`, checked.
+
+    Raises
+    ------
+    ArgumentError
+        A parameter breaks its rule.
+    """
+
+    key_bits: float = 4
+    value_bits: float = 4
+    kind: Kind = "mse"
+    sinks: int = 4
+    recent: int = 128
+    page: int = 64
+    center: bool = True
+    left_padding: tuple[int, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, KINDS)
+        widths = PROD_WIDTHS if self.kind == "prod" else WIDTHS
+        check_choice("key_bits" if self.kind == "mse" else "key_bits of kind 'prod'", self.key_bits, widths)
+        check_choice("value_bits", self.value_bits, WIDTHS)
+        check_integer("sinks", self.sinks, 0)
+        check_integer("recent", self.recent, 0)
+        if check_integer("page", self.page, 1) % PAGE_MULTIPLE:
+            raise ArgumentError(f"page must be a multiple of {PAGE_MULTIPLE}, got {self.page}")
+        check_choice("center", int(self.center), (0, 1))
+        for padding in self.left_padding or ():
+            check_integer("left_padding", padding, 0)
+        check_integer("seed", self.seed, 0, 2**63 - 1)
+
+    def with_widths(self, widths: Any) -> "LayerOptions":
+        """Return the same with other (key_bits, value_bits)."""
+        if not isinstance(widths, Sequence) or len(widths) != 2:
+            raise ArgumentError(f"per_layer must give (key_bits, value_bits) or None, got {widths!r}")
+        return replace(self, key_bits=widths[0], value_bits=widths[1])
+
+    def paddings(self, batch: int) -> list[int]:
+        """Return the columns of padding of every row; a batch of beams repeats each row."""
+        given = self.left_padding or (0,)
+        if batch % len(given):
+            raise ArgumentError(f"left_padding must be of as many rows as the batch, {batch}, got {len(given)}")
+        return [padding for padding in given for _ in range(batch // len(given))]
+
+
+def check_per_layer(per_layer: Mapping[int, Any] | None, layers: int) -> dict[int, Any]:
+    """Return the widths of single layers by number.
+
+    Raises
+    ------
+    ArgumentError
+        Numbers that are none of a layer.
+    """
+    return {check_integer("per_layer", number, 0, layers - 1): value for number, value in (per_layer or {}).items()}

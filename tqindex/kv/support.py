@@ -1,0 +1,40 @@
+"""Which models a packed cache can serve: what cannot be is refused when the cache is made."""
+
+import re
+from typing import Any
+
+import transformers
+
+from tqindex.errors import ArgumentError, MissingPackageError
+
+#: The first version with today's interface of cache layers.
+LEAST_TRANSFORMERS = (5, 17)
+
+
+def check_model(config: Any) -> None:
+    """Refuse a model that would not work with packed layers.
+
+    Raises
+    ------
+    MissingPackageError
+        An older transformers.
+    ArgumentError
+        An encoder-decoder, multi-head latent attention, or an attention that keeps its own cache.
+    """
+    version = tuple(int(number) for number in re.findall(r"\d+", transformers.__version__)[:2])
+    if version < LEAST_TRANSFORMERS:
+        least = ".".join(map(str, LEAST_TRANSFORMERS))
+        raise MissingPackageError(f"tqindex.kv needs transformers {least} or newer, got {transformers.__version__}")
+    if not isinstance(config, transformers.PreTrainedConfig):
+        raise ArgumentError(f"config must be the model's configuration, got {type(config).__name__}")
+    decoder = config.get_text_config(decoder=True)
+    if config.is_encoder_decoder or decoder.is_encoder_decoder:
+        raise ArgumentError(f"config must be of a decoder-only model, got the encoder-decoder {config.model_type!r}")
+    if getattr(decoder, "kv_lora_rank", None):
+        raise ArgumentError(
+            f"config must be of a model that caches keys and values, got {config.model_type!r} with latent attention "
+            f"(kv_lora_rank={decoder.kv_lora_rank})"
+        )
+    attention = getattr(decoder, "_attn_implementation", None) or ""
+    if attention.startswith("paged"):
+        raise ArgumentError(f"the attention must read this cache, got {attention!r}, which keeps its own")
