@@ -8,6 +8,9 @@
 #include "team.cuh"
 #include "rotate.cuh"
 
+// Blocks of a multiprocessor that registers must be enough for: 80 to a thread, or 128 for the widest rows.
+constexpr int RESIDENT = SLOTS <= 16 ? 3 : 2;
+
 // Bits of `form`: what the codec and the metric ask for.
 constexpr int NORMALISED = 1, SQUARED = 2, CENTRED = 4, UNBIASED = 8, GAUSSIAN = 16;
 // Places of `refused`: the first row that has NaN or inf, is zero where it needs a direction, or is too long.
@@ -200,7 +203,7 @@ __device__ __forceinline__ void store_planes(const unsigned (*planes)[PLANES][PL
 // Projections. gaussian_factor: sqrt(pi / 2). lead: (LEADING, stored_blocks, 8 * PLANE_BYTES). rest:
 // (rows, OTHERS * PLANE_BYTES). scales, sketch_scales, offsets: (rows,), the latter two where there are any. Block b
 // takes the rows from (at / ROWS + b) * ROWS on.
-extern "C" __global__ void __launch_bounds__(BLOCK, 3)
+extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 encode_rows(const Input* __restrict__ vectors, long long n, long long at, const float* __restrict__ center,
             const float* __restrict__ book, const unsigned short* __restrict__ permutations,
             const unsigned* __restrict__ signs, const float* __restrict__ columns, float sign_scale, double step,
@@ -295,7 +298,7 @@ __device__ __forceinline__ Rounded round_row(bool live, long long number, signed
 //
 // queries: (n, DIM). step: the codebook's, halved where the codebook has an offset. levels, sketch_levels: (n, depth).
 // steps, sums, biases, sketch_steps: (n,). The rest as encode_rows has it.
-extern "C" __global__ void __launch_bounds__(BLOCK, 3)
+extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 encode_queries(const float* __restrict__ queries, long long n, const float* __restrict__ center,
                const unsigned short* __restrict__ permutations, const unsigned* __restrict__ signs,
                const float* __restrict__ columns, float sign_scale, double step, int form, int depth,
