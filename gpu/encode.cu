@@ -19,6 +19,8 @@ constexpr bool HAS_SKETCH = SKETCH >= 0, UNIFORM = BITS == 8;
 constexpr int CODES = 1 << BITS, ENTRIES = UNIFORM ? 0 : 2 * CODES - 1;
 constexpr int PLANES = BITS + HAS_SKETCH, LEADING = PLANES < 2 ? PLANES : 2, OTHERS = PLANES - LEADING;
 constexpr int PLANE_BYTES = (DIM + 7) / 8, PLANE_WORDS = (DIM + 31) / 32;
+// Blocks of a multiprocessor that registers must be enough for: 80 to a thread, or 128 where a thread has more to hold.
+constexpr int RESIDENT = SLOTS + 4 * HAS_SKETCH <= 16 ? 3 : 2;
 // How many projections of the sketch's kind come before it.
 constexpr int SKETCH_NUMBER = SKETCH == ROTATION;
 
@@ -200,7 +202,7 @@ __device__ __forceinline__ void store_planes(const unsigned (*planes)[PLANES][PL
 // Projections. gaussian_factor: sqrt(pi / 2). lead: (LEADING, stored_blocks, 8 * PLANE_BYTES). rest:
 // (rows, OTHERS * PLANE_BYTES). scales, sketch_scales, offsets: (rows,), the latter two where there are any. Block b
 // takes the rows from (at / ROWS + b) * ROWS on.
-extern "C" __global__ void __launch_bounds__(BLOCK, 3)
+extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 encode_rows(const Input* __restrict__ vectors, long long n, long long at, const float* __restrict__ center,
             const float* __restrict__ book, const unsigned short* __restrict__ permutations,
             const unsigned* __restrict__ signs, const float* __restrict__ columns, float sign_scale, double step,
@@ -295,7 +297,7 @@ __device__ __forceinline__ Rounded round_row(bool live, long long number, signed
 //
 // queries: (n, DIM). step: the codebook's, halved where the codebook has an offset. levels, sketch_levels: (n, depth).
 // steps, sums, biases, sketch_steps: (n,). The rest as encode_rows has it.
-extern "C" __global__ void __launch_bounds__(BLOCK, 3)
+extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 encode_queries(const float* __restrict__ queries, long long n, const float* __restrict__ center,
                const unsigned short* __restrict__ permutations, const unsigned* __restrict__ signs,
                const float* __restrict__ columns, float sign_scale, double step, int form, int depth,

@@ -19,7 +19,9 @@ from tqindex.gpu.runtime import Kernel, Runtime
 
 #: Threads of a block.
 BLOCK = 256
-#: Coordinates that a block keeps in shared memory, and so the largest dim.
+#: Coordinates that a block takes, if that is at least one row; so many of a thread's own fit in registers.
+_COORDINATES = 16 * BLOCK
+#: The largest dim: one row of it fits in a block's shared memory.
 MAX_DIM = 8192
 #: What a block may have without asking the driver for more.
 SHARED_BYTES = 48 * 1024
@@ -95,7 +97,7 @@ class Form:
     @property
     def rows(self) -> int:
         """Rows of a block: a power of two, so that blocks of 8 stored rows hold whole ones."""
-        return min(_MOST_ROWS, MAX_DIM >> (self.dim - 1).bit_length())
+        return min(_MOST_ROWS, max(1, _COORDINATES >> (self.dim - 1).bit_length()))
 
     @property
     def planes(self) -> int:
