@@ -104,7 +104,8 @@ def _take(lock: FileLock) -> None:
 
 def _run_children(plans: list[Plan], at_once: int) -> int:
     """Run a process for each plan, so many at once, until one does not end well; returns 0 or its exit code."""
-    waiting, running, code = list(plans), [], 0
+    waiting, code = list(plans), 0
+    running: list[subprocess.Popen[bytes]] = []
     try:
         while running or (waiting and not code):
             if waiting and not code and len(running) < at_once:

@@ -155,7 +155,7 @@ constexpr int HAS_NUMBERS = 1, HAS_ENTRY_IDS = 2, HAS_IDS = 4, HAS_COUNTS = 8;
 
 // Select the best k of each query's candidates, in order where k <= RUN, in any order where it is more.
 //
-// Blocks: (queries, slices), or with the x beyond 65,535 for queries; a slice is the scores from slice * slice_length on.
+// Blocks: (queries, slices); a slice is the scores from slice * slice_length on.
 // scores: (nq, m), of which counts[query] or all are there; numbers: (nq, m), or one row of m with numbers_stride 0
 // entry_ids: (nq, m); ids: of the rows; form: which of these there are
 // best_scores, best_ids: (nq, best) more candidates, of the first slice
@@ -183,7 +183,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS)
   const int size = run_size(k);
   float* to_scores = is_sorted ? kept_scores : out_scores + out;
   long long* to_ids = is_sorted ? kept_ids : out_ids + out;
-  for (long long i = threadIdx.x; i < (is_sorted ? size : k); i += THREADS) to_scores[i] = no_score(), to_ids[i] = NO_ID;
+  for (long long i = threadIdx.x; i < (is_sorted ? size : k); i += THREADS)
+    to_scores[i] = no_score(), to_ids[i] = NO_ID;
   if (threadIdx.x == 0) better = equal = 0;
   __syncthreads();
   const Cut cut = from.size() > k ? find_cut(from, k) : Cut{0, 0, 0, from.size()};
@@ -237,7 +238,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
   }
   const long long next_a = a + low, next_b = b + rank - low;
-  const bool takes_a = rank - low >= in_b || (low < in_a && !is_better(scores[next_b], ids[next_b], scores[next_a], ids[next_a]));
+  const bool takes_a =
+      rank - low >= in_b ||
+      (low < in_a && !is_better(scores[next_b], ids[next_b], scores[next_a], ids[next_a]));
   const long long from = takes_a ? next_a : next_b;
   out_scores[row + place] = scores[from], out_ids[row + place] = ids[from];
 }

@@ -41,7 +41,8 @@ __device__ __forceinline__ unsigned load_lead_half(const unsigned char* block, i
 }
 
 // 8 bytes of a row's plane in its block, 0 beyond its width.
-__device__ __forceinline__ unsigned long long load_lead_word(const unsigned char* block, int lane, int width, int word) {
+__device__ __forceinline__ unsigned long long load_lead_word(const unsigned char* block, int lane, int width,
+                                                             int word) {
   if (word < width >> 3) return reinterpret_cast<const unsigned long long*>(block)[STORED_BLOCK * word + lane];
   const unsigned low = load_lead_half(block, lane, width, WORD_HALVES * word);
   return (unsigned long long)load_lead_half(block, lane, width, WORD_HALVES * word + 1) << HALF | low;

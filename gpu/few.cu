@@ -1,5 +1,6 @@
 // One query at a time, or few: the first plane of all rows, which is a sign for each coordinate, tells a bound of each
-// row's score (tqindex.codec.refinement); only rows whose bound reaches what k rows are known to score are read in full.
+// row's score (tqindex.codec.refinement); only rows whose bound reaches what k rows are known to score are read in
+// full.
 //
 // 1. bound_rows: bounds of all rows, and of each group of rows the one that its first plane alone makes the best
 // 2. the likeliest of these are scored in full: the k-th best of their scores is one that the k-th best of all reaches
@@ -8,7 +9,8 @@
 #include "common.cuh"
 #include "codes.cuh"
 
-constexpr int THREADS = 256, MOST_BLOCKS = 4;  // of one multiprocessor: 64 registers for each thread
+// Blocks of one multiprocessor: 64 registers for each thread, and 80 where rows are scored in full.
+constexpr int THREADS = 256, BOUND_BLOCKS = 4, SCORE_BLOCKS = 3;
 // Coordinates of a query that are in shared memory at a time, as halves.
 constexpr int CHUNK_HALVES = 256;
 // Lanes that share a row which is scored in full; 8 rows of a warp, as a block of the leading planes has them.
@@ -108,7 +110,7 @@ __device__ Range find_range(float bound, float2* room) {
 // lead: the first plane; lowest .. margin: as weigh
 // bounds: (nq, n), ranges: (nq, ceil(n / THREADS), 2), as Range
 // estimates, estimated_rows: (nq, blocks.x * BLOCK_GROUPS), -inf and NO_ROW for a group without live rows
-extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, BOUND_BLOCKS)
     bound_rows(const unsigned char* __restrict__ lead, int width, const float* __restrict__ scales,
                const float* __restrict__ offsets, int has_offsets, const unsigned char* __restrict__ live,
                int has_live, long long n, const signed char* __restrict__ queries, int depth,
@@ -170,7 +172,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS)
     if (other > best || (other == best && other_row < best_row)) best = other, best_row = other_row;
   }
   if (threadIdx.x % 32 >= WARP_GROUPS) return;
-  const long long at = (query * gridDim.x + blockIdx.x) * BLOCK_GROUPS + threadIdx.x / 32 * WARP_GROUPS + threadIdx.x % 32;
+  const int group = threadIdx.x / 32 * WARP_GROUPS + threadIdx.x % 32;
+  const long long at = (query * gridDim.x + blockIdx.x) * BLOCK_GROUPS + group;
   estimates[at] = best, estimated_rows[at] = best_row;
 }
 
@@ -221,9 +224,7 @@ struct Staged {
 __device__ float score_row(const Codes& codes, const Sides& sides, unsigned row, const Query& query,
                            const unsigned* table, const Staged& staged) {
   const int part = threadIdx.x % 32 / WARP_ROWS;
-  int product = 0;
-  BitSums signs;
-  signs.clear();
+  int product = 0, signs = 0;
   for (int first = 0; first < query.halves; first += CHUNK_HALVES) {
     if (query.halves > CHUNK_HALVES) {
       __syncthreads();  // what was staged before has been read
@@ -231,26 +232,32 @@ __device__ float score_row(const Codes& codes, const Sides& sides, unsigned row,
       __syncthreads();
     }
     const int last = row == NO_ROW ? 0 : min(first + CHUNK_HALVES, (codes.width + 3) / 4);
+#pragma unroll 1
     for (int half = first + part; half < last; half += LANES) {
       unsigned bits[PLANES];
 #pragma unroll
       for (int plane = 0; plane < PLANES; ++plane) bits[plane] = load_half(codes, plane, row, half);
-      const int4 low = staged.levels[2 * (half - first)], high = staged.levels[2 * (half - first) + 1];
-      const int levels[STEPS] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+      const int4* at = staged.levels + 2 * (half - first);
+      const int levels[STEPS] = {at[0].x, at[0].y, at[0].z, at[0].w, at[1].x, at[1].y, at[1].z, at[1].w};
 #pragma unroll
       for (int step = 0; step < STEPS; ++step) product = __dp4a(expand_step(bits, step, table), levels[step], product);
-      if (SKETCH) signs.add(bits[PLANES - 1], staged.sketch_levels[2 * (half - first)], staged.sketch_levels[2 * (half - first) + 1]);
+#if SKETCH
+      const int4* from = staged.sketch_levels + 2 * (half - first);
+      const int sketch[STEPS] = {from[0].x, from[0].y, from[0].z, from[0].w, from[1].x, from[1].y, from[1].z, from[1].w};
+#pragma unroll
+      for (int step = 0; step < STEPS; ++step)
+        signs = __dp4a((int)take_step(bits[PLANES - 1], step), sketch[step], signs);
+#endif
     }
   }
-  int sign_sum = signs.total();
 #pragma unroll
   for (int apart = WARP_ROWS; apart < 32; apart *= 2) {
     product += __shfl_xor_sync(WHOLE_WARP, product, apart);
-    if (SKETCH) sign_sum += __shfl_xor_sync(WHOLE_WARP, sign_sum, apart);
+    if (SKETCH) signs += __shfl_xor_sync(WHOLE_WARP, signs, apart);
   }
   if (row == NO_ROW) return no_score();
   float score = level_score(sides.scales[row], query.sides, product);
-  if (SKETCH) score += sketch_score(sides.sketch_scales[row], query.sides, sign_sum);
+  if (SKETCH) score += sketch_score(sides.sketch_scales[row], query.sides, signs);
   if (sides.has_offsets) score += sides.offsets[row];
   return score + query.sides.bias;
 }
@@ -259,7 +266,7 @@ __device__ float score_row(const Codes& codes, const Sides& sides, unsigned row,
 // scores: (nq, count), -inf for NO_ROW
 //
 // Blocks: (any number, queries); lead .. width: as Codes; queries .. integers: as in scan.cu; levels: the codebook's
-extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, SCORE_BLOCKS)
     score_rows(const unsigned char* __restrict__ lead, const unsigned char* __restrict__ rest, long long blocks,
                int leading, int width, const float* __restrict__ scales, const float* __restrict__ sketch_scales,
                const float* __restrict__ offsets, int has_offsets, const unsigned* __restrict__ rows, int has_rows,
@@ -272,12 +279,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS)
   const Sides sides = {scales, sketch_scales, offsets, has_offsets};
   const unsigned table[4] = {levels[0], levels[1], levels[2], levels[3]};
   const long long q = blockIdx.y;
-  const Query query = {queries + q * depth, sketch_queries + SKETCH * q * depth, depth / HALF, load_sides(reals, integers, q)};
+  const Query query = {queries + q * depth, sketch_queries + SKETCH * q * depth, depth / HALF,
+                       load_sides(reals, integers, q)};
   const Staged staged = {staged_levels, staged_sketch};
   const int own = threadIdx.x / 32 * WARP_ROWS + threadIdx.x % WARP_ROWS;
   staged.fill(query, 0);
   __syncthreads();
-  for (long long first = (long long)blockIdx.x * BLOCK_ROWS; first < count; first += (long long)gridDim.x * BLOCK_ROWS) {
+  const long long begin = (long long)blockIdx.x * BLOCK_ROWS, step = (long long)gridDim.x * BLOCK_ROWS;
+  for (long long first = begin; first < count; first += step) {
     const long long i = first + own;
     const unsigned row = i >= count ? NO_ROW : has_rows ? rows[q * rows_stride + i] : (unsigned)i;
     const float score = score_row(codes, sides, row, query, table, staged);
@@ -287,7 +296,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS)
 
 // Score the rows of each query's list, (nq, n), of which counts[query] are there, and keep those that reach the k-th of
 // the best, (nq, k): kept_scores, kept_rows (nq, n), kept_counts (nq,), zeroed. Blocks: (any number, queries).
-extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS)
+extern "C" __global__ void __launch_bounds__(THREADS, SCORE_BLOCKS)
     score_survivors(const unsigned char* __restrict__ lead, const unsigned char* __restrict__ rest, long long blocks,
                     int leading, int width, const float* __restrict__ scales,
                     const float* __restrict__ sketch_scales, const float* __restrict__ offsets, int has_offsets,
@@ -303,13 +312,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS)
   const Codes codes = {lead, rest, blocks, leading, width};
   const Sides sides = {scales, sketch_scales, offsets, has_offsets};
   const unsigned table[4] = {levels[0], levels[1], levels[2], levels[3]};
-  const Query query = {queries + q * depth, sketch_queries + SKETCH * q * depth, depth / HALF, load_sides(reals, integers, q)};
+  const Query query = {queries + q * depth, sketch_queries + SKETCH * q * depth, depth / HALF,
+                       load_sides(reals, integers, q)};
   const Staged staged = {staged_levels, staged_sketch};
   const int own = threadIdx.x / 32 * WARP_ROWS + threadIdx.x % WARP_ROWS;
   const float threshold = best[q * k + k - 1];
   staged.fill(query, 0);
   __syncthreads();
-  for (long long first = (long long)blockIdx.x * BLOCK_ROWS; first < count; first += (long long)gridDim.x * BLOCK_ROWS) {
+  const long long begin = (long long)blockIdx.x * BLOCK_ROWS, step = (long long)gridDim.x * BLOCK_ROWS;
+  for (long long first = begin; first < count; first += step) {
     const unsigned row = first + own < count ? rows[q * n + first + own] : NO_ROW;
     const float score = score_row(codes, sides, row, query, table, staged);
     const bool is_kept = row != NO_ROW && threadIdx.x % 32 < WARP_ROWS && score >= threshold;

@@ -1,8 +1,8 @@
 // Many queries against many rows: a tile of codes is expanded to int8 levels in shared memory and multiplied with a
 // tile of queries; of the scores each block keeps the best KEEP, or, where KEEP is 0, writes all.
 //
-// dp4a and not the int8 units of tensor cores: those are reached through wmma or inline PTX, which the host run cannot
-// execute, so that nothing could be said of their results where there is no device.
+// dp4a and not the int8 units of tensor cores: those are reached through mma.h or inline PTX, neither of which the host
+// run can compile, so that their results could not be tested without a device.
 #include "common.cuh"
 #include "codes.cuh"
 
@@ -58,7 +58,8 @@ __device__ void stage_queries(const Queries& queries, int first, int* staged) {
     const int in_tile = i / PIECES, piece = i % PIECES;
     const long long query = blockIdx.y * TILE_QUERIES + in_tile;
     reinterpret_cast<int4*>(staged + in_tile * LINE)[piece] =
-        query < queries.count ? from[query * (queries.depth / 16) + first * (HALF / 16) + piece] : make_int4(0, 0, 0, 0);
+        query < queries.count ? from[query * (queries.depth / 16) + first * (HALF / 16) + piece]
+                              : make_int4(0, 0, 0, 0);
   }
 }
 
@@ -91,7 +92,7 @@ __device__ void multiply_tile(const Codes& codes, const Tile& tile, const Querie
     stage_rows<SIGNS>(codes, expanded_row, first, table, tile.staged);
     stage_queries<SIGNS>(queries, first, staged_queries);
     __syncthreads();
-#pragma unroll 2
+#pragma unroll 1
     for (int at = 0; at < CHUNK; at += 4) {
       int4 levels[OWN_ROWS];
 #pragma unroll
@@ -187,7 +188,8 @@ __device__ void insert(const Order& is_better, int query, int k, float score, un
 
 // Keep the best of a tile's scores, (TILE_QUERIES, SCORES_LINE), each warp for its own queries.
 __device__ void keep_best(const Order& is_better, const int* tile, const unsigned* tile_rows, int nq, int k) {
-  for (int query = threadIdx.x / 32; query < TILE_QUERIES && (int)blockIdx.y * TILE_QUERIES + query < nq; query += THREADS / 32) {
+  const int there = min(nq - (int)blockIdx.y * TILE_QUERIES, TILE_QUERIES);
+  for (int query = threadIdx.x / 32; query < there; query += THREADS / 32) {
     for (int first = 0; first < TILE_ROWS; first += 32) {
       const float score = __int_as_float(tile[query * SCORES_LINE + first + threadIdx.x % 32]);
       const unsigned row = tile_rows[first + threadIdx.x % 32];

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from tqindex.codec import Codec
 from tqindex.codec.codes import Codes, QueryCodes
@@ -39,10 +40,10 @@ class Grid(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Rows start..start + count, or as many that `numbers` lists, uint32 of the device."""
+    """Rows start..start + n, or as many that `numbers` lists, uint32 of the device."""
 
     start: int
-    count: int
+    n: int
     numbers: Any = None
 
 
@@ -145,8 +146,9 @@ def upload_codes(runtime: Runtime, codec: Codec, codes: Codes) -> DeviceSegment:
     rest[:n] = planes
     sides = (codes.scales, codes.sketch_scales, codes.offsets)
     given = (np.empty(0, np.float32) if side is None else side for side in sides)
-    arrays = DeviceCodes(*map(runtime.upload, (np.empty((0, 0, 0), np.uint8), rest, *given)))
-    return DeviceSegment(arrays, runtime.upload(NO_IDS), runtime.upload(ALL_LIVE), 0, n, n)
+    arrays: list[npt.NDArray[Any]] = [np.empty((0, 0, 0), np.uint8), rest, *given]
+    uploaded = DeviceCodes(*(runtime.upload(array) for array in arrays))
+    return DeviceSegment(uploaded, runtime.upload(NO_IDS), runtime.upload(ALL_LIVE), 0, n, n)
 
 
 def _scan_kept(
@@ -154,7 +156,7 @@ def _scan_kept(
 ) -> Candidates:
     """Return the k best of each block of some rows."""
     xp, nq = runtime.xp, len(queries)
-    grid = plan_grid(part.count, nq, k, keep)
+    grid = plan_grid(part.n, nq, k, keep)
     shape = nq, grid.blocks * k
     found = Found(xp.empty(shape, np.float32), xp.empty(shape, np.uint32))
     _launch(runtime, codec, queries, segment, part, grid, k, keep, found)
@@ -162,10 +164,10 @@ def _scan_kept(
 
 
 def _score(runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: DeviceSegment, part: Part) -> Any:
-    """Return the scores of some rows, (nq, part.count)."""
-    scores = runtime.xp.empty((len(queries), part.count), np.float32)
+    """Return the scores of some rows, (nq, part.n)."""
+    scores = runtime.xp.empty((len(queries), part.n), np.float32)
     if scores.size:
-        grid = plan_grid(part.count, len(queries), 0, 0)
+        grid = plan_grid(part.n, len(queries), 0, 0)
         _launch(runtime, codec, queries, segment, part, grid, 0, 0, Found(scores, runtime.xp.empty(0, np.uint32)))
     return scores
 
@@ -189,7 +191,7 @@ def _launch(
         part.numbers if has_numbers else runtime.xp.empty(0, np.uint32),
         np.int32(has_numbers),
         np.int64(part.start),
-        np.int64(part.count),
+        np.int64(part.n),
         np.int64(grid.rows_per_block),
         *queries.arguments(),
         np.int32(len(queries)),

@@ -69,6 +69,15 @@ def test_instructions_are_those_of_warps(count: Any) -> None:
     assert 100 * 3 <= many.instructions["integer"] - few.instructions["integer"] <= 100 * 9  # the loops themselves
 
 
+def test_functions_of_one_instruction_count_as_one(count: Any) -> None:
+    def integers(turns: int) -> int:
+        args = np.arange(32, dtype=np.uint32), np.zeros(32, np.uint32), np.int32(turns)
+        found: int = count("permute", 1, 32, *args).instructions["integer"]
+        return found
+
+    assert 100 * 2 <= integers(110) - integers(10) <= 100 * (2 + 3)  # and the loop
+
+
 def test_an_atomic_change_is_a_store(count: Any) -> None:
     total = np.zeros(1, np.int32)
     counts = count("add_up", 2, 32, np.ones(32, np.int32), total)

@@ -80,19 +80,18 @@ def assert_found(runtime: HostRuntime, index: tq.Index, queries: Any, k: int, se
 
 
 @pytest.mark.parametrize("config", CODECS, ids=name_of)
-@pytest.mark.parametrize("dim", [3, 65, 100, 256])
+@pytest.mark.parametrize("dim", [3, 65, 110])
 def test_many_queries_are_the_exact_scan(dim: int, config: Any) -> None:
     for metric, center in (("ip", None), ("cosine", np.full(dim, 0.1)), ("l2", None)):
         index = made_index(203, dim, metric, center=center, **config)
-        for k in (1, 10):
-            assert_found(HOST, index, queries_for(9, dim), k)
+        assert_found(HOST, index, queries_for(9, dim), 10)
 
 
 @pytest.mark.parametrize("config", [CODECS[3], CODECS[6]], ids=name_of)
-@pytest.mark.parametrize("k", [1, 31, 32, 33, 100, 128, 129, 1000, 1400])
+@pytest.mark.parametrize("k", [1, 32, 33, 128, 129, 1000])
 def test_any_number_of_results(k: int, config: Any) -> None:
-    # 70 queries are more than a tile has, 1,100 rows more than a block.
-    assert_found(HOST, made_index(1100, 24, **config), queries_for(70, 24), k)
+    # 66 queries are more than a tile has, 700 rows more than a block takes where it keeps 32.
+    assert_found(HOST, made_index(700, 24, **config), queries_for(66, 24), k)
 
 
 @pytest.mark.parametrize("schedule", ["forward", "reverse", "shuffled"])
@@ -152,7 +151,7 @@ def test_scores_are_written_out_by_parts(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("config", CODECS, ids=name_of)
-@pytest.mark.parametrize("dim", [5, 64, 83, 129])
+@pytest.mark.parametrize("dim", [5, 64, 131])
 def test_inner_products_are_the_codecs(dim: int, config: Any) -> None:
     kind = config["codec"]
     for center in (None, np.full(dim, 0.2)):
@@ -219,7 +218,8 @@ def test_selection_by_slices_and_with_what_was_best(k: int, monkeypatch: pytest.
 
 def test_equal_candidates_are_told_apart_by_their_ids_alone() -> None:
     ids = np.random.default_rng(0).permutation(4000).reshape(1, -1) * 2**30 - 2**40
-    found = keep_best(HOST, no_best(HOST, 1, 100), Candidates(np.zeros((1, 4000), np.float32), entry_ids=ids))
+    zeros = np.copysign(np.float32(0), np.random.default_rng(1).standard_normal((1, 4000), np.float32))
+    found = keep_best(HOST, no_best(HOST, 1, 100), Candidates(zeros, entry_ids=ids))
     np.testing.assert_array_equal(found.ids, np.sort(ids)[:, :100])
 
 

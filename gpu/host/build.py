@@ -24,14 +24,15 @@ _COMMON = ("-std=c++17", "-g", "-fvisibility=hidden", f"-I{_HERE}")
 _KERNEL = (*_COMMON, "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused-function")
 #: Options of the kernels, and of the shim, which TSan must not see.
 _SANITIZERS: dict[Sanitizer, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "address": (("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"), ()),
-    "thread": (("-fsanitize=thread", "-DSHIM_TSAN"), ("-DSHIM_TSAN",)),
+    "address": (("-fsanitize=address,undefined", "-fno-sanitize-recover=all"), ("-DSHIM_LARGE_STACKS",)),
+    "thread": (("-fsanitize=thread", "-DSHIM_TSAN"), ("-DSHIM_TSAN", "-DSHIM_LARGE_STACKS")),
 }
 #: GCC calls us before each load and store, or in each basic block; loops are unrolled where NVRTC is asked to.
 _COUNTING: dict[Counting, tuple[str, ...]] = {
-    "traffic": ("-fsanitize=thread", "-fno-tree-vectorize"),
-    "instructions": ("-fsanitize-coverage=trace-pc", "-fno-tree-vectorize", "-fno-optimize-sibling-calls"),
+    "traffic": ("-fsanitize=thread",),
+    "instructions": ("-fsanitize-coverage=trace-pc", "-fno-optimize-sibling-calls"),
 }
+_COUNTED = ("-DSHIM_COUNT", "-fno-tree-vectorize")
 #: As many turns of a loop as GCC unrolls at most.
 _MOST_UNROLLED = 64
 _UNROLL = re.compile(r"#pragma unroll *(\d*)")
@@ -57,7 +58,7 @@ def load_module(source: str, defines: tuple[str, ...] = (), counting: Counting |
     else:
         parts = [_compile_part(name, "-fPIC", "-DSHIM_COUNT") for name in ("shim.cpp", "count.cpp")]
         unrolled = _UNROLL.sub(lambda found: f"#pragma GCC unroll {found[1] or _MOST_UNROLLED}", _wrapped(source))
-        parts.append(_compile(unrolled, *_KERNEL, *_LIBRARY, *_COUNTING[counting], *defines, "-c"))
+        parts.append(_compile(unrolled, *_KERNEL, *_LIBRARY, *_COUNTING[counting], *_COUNTED, *defines, "-c"))
         library = _compile("", "-shared", "-Wl,-Bsymbolic", *map(str, parts))  # without the sanitizer's own library
     return ctypes.CDLL(str(library))
 
@@ -67,7 +68,8 @@ def compile_program(source: str, defines: tuple[str, ...], sanitizer: Sanitizer)
     """Return a program that runs one launch, KERNEL FILE, under a sanitizer. Raises as `load_module`."""
     kernel_options, shim_options = _SANITIZERS[sanitizer]
     objects = str(_compile_part("shim.cpp", *shim_options)), str(_compile_part("run_launch.cpp"))
-    return _compile(_wrapped(source), "-O1", *_KERNEL, *kernel_options, *defines, "-rdynamic", *objects, "-ldl")
+    # Optimised, encoding takes six times as long to compile, and sanitizers see less.
+    return _compile(_wrapped(source), "-O0", *_KERNEL, *kernel_options, *defines, "-rdynamic", *objects, "-ldl")
 
 
 def _wrapped(source: str) -> str:

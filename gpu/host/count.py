@@ -25,7 +25,8 @@ _KINDS = ("loads", "stores", "dp4a", "shuffles", "barriers", "blocks")
 _ARRAY_COUNTS = 8
 SECTOR_BYTES = 32
 _INSTRUCTION = re.compile(r"^ +([0-9a-f]+):\t(\S+) *(.*)$", re.MULTILINE)
-_FREE = re.compile("mov|push|pop|nop|call|ret|endbr|data16|cs")
+_ONE = re.compile(r"\S+ <_Z\d+__")  # CUDA's own functions, which intrinsics.h keeps apart for this
+_FREE = re.compile("mov|push|pop|nop|ret|endbr|data16|cs")
 _EXTENSION = re.compile("mov(z|s[bwl][wlq])")
 _START = re.compile(r"^([0-9a-f]+) <shim_count_blocks>:$", re.MULTILINE)
 
@@ -165,19 +166,21 @@ def _block_classes(path: str) -> dict[int, Counter[str]]:
     for (_, name, operands), following in zip(lines, [*lines[1:], ("0", "", "")], strict=True):
         if name == "call" and "__sanitizer_cov_trace_pc" in operands:
             current = found.setdefault(int(following[0], 16) - origin, Counter())
-        elif kind := _class_of(name):
+        elif kind := _class_of(name, operands):
             current[kind] += 1
         if name in ("ret", "jmp"):
             current = Counter()
     return found
 
 
-def _class_of(name: str) -> str | None:
+def _class_of(name: str, operands: str) -> str | None:
     """Return an x86 instruction's class; None for what a GPU does without.
 
     That is: copies, to the stack too, since a GPU's instructions name their result and its registers are many; calls,
-    since the functions that are called count themselves.
+    since the functions that are called count themselves, but for those that are one instruction there.
     """
+    if name == "call":
+        return "integer" if _ONE.match(operands) else None
     if _FREE.match(name) and not _EXTENSION.match(name):
         return None
     return "float64" if name.endswith("sd") else "float32" if name.endswith("ss") else "integer"

@@ -89,7 +89,11 @@ class Fibre {
   }
 
  private:
+#if defined(SHIM_LARGE_STACKS)  // without optimisation each variable has its place
+  static constexpr size_t STACK = 1 << 18;
+#else
   static constexpr size_t STACK = 1 << 16;
+#endif
   char* stack_ = nullptr;
 #if defined(__x86_64__)
   void* top_ = nullptr;

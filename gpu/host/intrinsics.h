@@ -26,37 +26,44 @@ SHIM_VECTOR4(float4, float, 16)
 
 // -- integers
 
+// What a GPU does in one instruction or two: where instructions are counted, a call counts as one.
+#if defined(SHIM_COUNT)
+#define SHIM_ONE inline __attribute__((noinline, no_sanitize_coverage))
+#else
+#define SHIM_ONE inline
+#endif
+
 extern "C" {
 int shim_dp4a_s32(int a, int b, int c);
 unsigned shim_dp4a_u32(unsigned a, unsigned b, unsigned c);
 }
 inline int __dp4a(int a, int b, int c) { return shim_dp4a_s32(a, b, c); }
 inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) { return shim_dp4a_u32(a, b, c); }
-inline int __popc(unsigned v) { return __builtin_popcount(v); }
-inline int __popcll(unsigned long long v) { return __builtin_popcountll(v); }
-inline int __clz(int v) { return v ? __builtin_clz(v) : 32; }
-inline int __clzll(long long v) { return v ? __builtin_clzll(v) : 64; }
-inline int __ffs(int v) { return __builtin_ffs(v); }
-inline int __ffsll(long long v) { return __builtin_ffsll(v); }
-inline unsigned __brev(unsigned v) {
+SHIM_ONE int __popc(unsigned v) { return __builtin_popcount(v); }
+SHIM_ONE int __popcll(unsigned long long v) { return __builtin_popcountll(v); }
+SHIM_ONE int __clz(int v) { return v ? __builtin_clz(v) : 32; }
+SHIM_ONE int __clzll(long long v) { return v ? __builtin_clzll(v) : 64; }
+SHIM_ONE int __ffs(int v) { return __builtin_ffs(v); }
+SHIM_ONE int __ffsll(long long v) { return __builtin_ffsll(v); }
+SHIM_ONE unsigned __brev(unsigned v) {
   unsigned reversed = 0;
   for (int bit = 0; bit < 32; ++bit) reversed |= (v >> bit & 1) << (31 - bit);
   return reversed;
 }
 // Four bytes of y:x, each chosen by 3 bits of a nibble of s; the nibble's top bit is ignored, as the guide has it.
-inline unsigned __byte_perm(unsigned x, unsigned y, unsigned s) {
+SHIM_ONE unsigned __byte_perm(unsigned x, unsigned y, unsigned s) {
   const uint64_t bytes = (uint64_t)y << 32 | x;
   unsigned chosen = 0;
   for (int i = 0; i < 4; ++i) chosen |= (unsigned)(bytes >> 8 * (s >> 4 * i & 7) & 255) << 8 * i;
   return chosen;
 }
-inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
+SHIM_ONE unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
   return (unsigned)((((uint64_t)high << 32 | low) << (shift & 31)) >> 32);
 }
-inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+SHIM_ONE unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return (unsigned)(((uint64_t)high << 32 | low) >> (shift & 31));
 }
-inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
+SHIM_ONE unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
 
 #define SHIM_LEAST(type)                                    \
   inline type min(type a, type b) { return b < a ? b : a; } \
@@ -111,7 +118,7 @@ inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __dsqrt_rn(double a) { return std::sqrt(a); }
 // To nearest, ties to even; a value outside the range gives the nearest end, NaN gives 0.
-inline int __float2int_rn(float v) {
+SHIM_ONE int __float2int_rn(float v) {
   if (v != v) return 0;
   const float rounded = std::nearbyint(v);
   return rounded >= 2147483648.f ? 2147483647 : rounded < -2147483648.f ? -2147483647 - 1 : (int)rounded;

@@ -40,3 +40,9 @@ extern "C" __global__ void arithmetic(const float* in, float* out, double* wide,
 }
 
 extern "C" __global__ void add_up(const int* in, int* total) { atomicAdd(total, in[threadIdx.x]); }
+
+extern "C" __global__ void permute(const unsigned* in, unsigned* out, int turns) {
+  unsigned value = in[threadIdx.x];
+  for (int turn = 0; turn < turns; ++turn) value = __brev(__byte_perm(value, turn, 0x3715));
+  out[threadIdx.x] = value;
+}

@@ -1,0 +1,266 @@
+"""Writes ROOFLINE.md: what the kernels move and carry out, counted in the host run, and the time that this implies.
+
+`python -m tqindex.gpu.roofline [--output FILE]`, some minutes. Nothing here is measured on a GPU: counts are taken at
+two small sizes and continued along a line, a third size tells how well that holds, and a chip's time is that of its
+busiest unit, as if all others worked beside it and starting a kernel cost nothing.
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tqindex.gpu.host.count import Counts
+from tqindex.gpu.roofline_cases import Case, Sample, all_cases
+
+Float64Array = npt.NDArray[np.float64]
+_WARP, _SCHEDULERS = 32, 4
+#: Columns of `Profile.arrays`: of an argument its size, and loads and stores by what the second-level cache saves.
+_SIZE, _LOADS_ONCE, _LOADS, _STORES_ONCE, _STORES = range(5)
+#: Of `Profile.totals`, in instructions of a warp, but for turns of shared memory.
+_TURNS, _DP4A, _FLOAT32, _FLOAT64, _INTEGER, _OTHER = range(6)
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Published numbers of a GPU.
+
+    Attributes
+    ----------
+    name, source : str
+    multiprocessors : int
+    clock : float, boost, per second
+    bandwidth : float, bytes per second of device memory
+    cache_bytes : int, of the second-level cache
+    float32, float64, integer : int
+        Results per clock and multiprocessor (CUDA C++ Programming Guide, "Arithmetic Instructions"); dp4a is as fast
+        as other integers.
+    """
+
+    name: str
+    source: str
+    multiprocessors: int
+    clock: float
+    bandwidth: float
+    cache_bytes: int
+    float32: int
+    float64: int
+    integer: int
+
+
+CHIPS = (
+    Chip("A100 80 GB SXM", "NVIDIA A100 data sheet", 108, 1.41e9, 2.039e12, 40 * 2**20, 64, 32, 64),
+    Chip("H100 SXM", "NVIDIA H100 data sheet", 132, 1.98e9, 3.35e12, 50 * 2**20, 128, 64, 64),
+    Chip("RTX 4090 (24 GB)", "NVIDIA Ada white paper", 128, 2.52e9, 1.008e12, 72 * 2**20, 128, 2, 64),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """What a kernel does in all of its launches.
+
+    Attributes
+    ----------
+    arrays : float64 (arguments, 5)
+    totals : float64 (6,)
+    """
+
+    arrays: Float64Array
+    totals: Float64Array
+
+    @classmethod
+    def of(cls, counts: Counts) -> "Profile":
+        """Return that of one launch."""
+        traffic = zip(counts.array_bytes, counts.loads, counts.stores, strict=True)
+        arrays = [
+            (size, loads.distinct_bytes, loads.block_bytes, stores.distinct_bytes, stores.block_bytes)
+            for size, loads, stores in traffic
+        ]
+        done, operations = counts.instructions, counts.operations
+        other = sum(operations.values()) - operations["dp4a"]
+        classes = (done.get(name, 0) for name in ("float32", "float64", "integer"))
+        totals = counts.shared_wavefronts, operations["dp4a"], *classes, other
+        return cls(np.array(arrays, np.float64), np.array(totals, np.float64))
+
+    def __add__(self, other: "Profile") -> "Profile":
+        return Profile(self.arrays + other.arrays, self.totals + other.totals)
+
+    def moved_bytes(self, cache_bytes: int) -> float:
+        """Return what goes through device memory.
+
+        An argument that fills no more than half of the second-level cache goes through once, a larger one once for
+        each block that touches it.
+        """
+        is_kept = self.arrays[:, _SIZE] <= cache_bytes / 2
+        once, each = self.arrays[:, [_LOADS_ONCE, _STORES_ONCE]], self.arrays[:, [_LOADS, _STORES]]
+        return float(np.where(is_kept[:, np.newaxis], once, each).sum())
+
+    def seconds(self, chip: Chip) -> dict[str, float]:
+        """Return the time of each of a chip's units."""
+        per_second = chip.multiprocessors * chip.clock
+        integer = self.totals[_INTEGER] + self.totals[_DP4A]
+        return {
+            "memory": self.moved_bytes(chip.cache_bytes) / chip.bandwidth,
+            "shared memory": self.totals[_TURNS] / per_second,
+            "issue": self.totals[_DP4A:].sum() / (per_second * _SCHEDULERS),
+            "integers": integer * _WARP / (per_second * chip.integer),
+            "float32": self.totals[_FLOAT32] * _WARP / (per_second * chip.float32),
+            "float64": self.totals[_FLOAT64] * _WARP / (per_second * chip.float64),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A case at its full size.
+
+    Attributes
+    ----------
+    case : Case
+    least_bytes : float
+    profiles : dict of Profile by kernel
+    deviation : float
+        How far the line misses the counts at a third size, relative, the worst of bytes and instructions.
+    """
+
+    case: Case
+    least_bytes: float
+    profiles: dict[str, Profile]
+    deviation: float
+
+    def moved_bytes(self, chip: Chip = CHIPS[0]) -> float:
+        """Return what goes through device memory."""
+        return sum(profile.moved_bytes(chip.cache_bytes) for profile in self.profiles.values())
+
+    def seconds(self, chip: Chip) -> float:
+        """Return the time of all kernels, one after the other, each that of its busiest unit."""
+        return sum(max(profile.seconds(chip).values()) for profile in self.profiles.values())
+
+    def busiest(self, chip: Chip) -> str:
+        """Return what the longest of the kernels waits for."""
+        longest = max(self.profiles.values(), key=lambda profile: max(profile.seconds(chip).values()))
+        times = longest.seconds(chip)
+        return max(times, key=lambda unit: times[unit])
+
+
+def evaluate(case: Case) -> Result:
+    """Count a case at small sizes and continue to its full size."""
+    first, second, third = (case.sample(rows) for rows in case.counted_rows)
+    least, profiles = _continued(first, second, case.rows)
+    _, guessed = _continued(first, second, third.rows)
+    counted = _profiles(third)
+    pairs = [(_sum(guessed), _sum(counted)), (_moved(guessed), _moved(counted))]
+    deviation = max(abs(guess - count) / count for guess, count in pairs)
+    return Result(case, least, profiles, deviation)
+
+
+def _moved(profiles: dict[str, Profile]) -> float:
+    return sum(profile.moved_bytes(CHIPS[0].cache_bytes) for profile in profiles.values())
+
+
+def _sum(profiles: dict[str, Profile]) -> float:
+    return float(sum(profile.totals[_DP4A:].sum() for profile in profiles.values()))
+
+
+def _profiles(sample: Sample) -> dict[str, Profile]:
+    found: dict[str, Profile] = {}
+    for counts in sample.counts:
+        name, profile = counts.kernel.name, Profile.of(counts)
+        found[name] = found[name] + profile if name in found else profile
+    return found
+
+
+def _continued(first: Sample, second: Sample, rows: int) -> tuple[float, dict[str, Profile]]:
+    """Return the least bytes and the profiles of `rows` rows, on the line through two samples."""
+    share = (rows - second.rows) / (second.rows - first.rows)
+
+    def line(a: Any, b: Any) -> Any:
+        return b + (b - a) * share
+
+    before, after = _profiles(first), _profiles(second)
+    profiles = {
+        name: Profile(line(before[name].arrays, known.arrays), line(before[name].totals, known.totals))
+        for name, known in after.items()
+    }
+    return line(first.least_bytes, second.least_bytes), profiles
+
+
+# -- the page
+
+_HEAD = """# What the GPU's kernels move, and the time that this implies
+
+**Computed, not measured: no kernel has run on a GPU yet.** `python -m tqindex.gpu.roofline` writes this page.
+
+The host run of the kernels, compiled to count, tells for each launch the bytes that go through device memory, the turns
+that shared memory takes (bank conflicts counted), and the instructions of warps. These are the host compiler's for the
+same source, without copies between registers, and stand in for the GPU's. Counts are taken at two small sizes and
+continued along a line to the full one; "line" is how far it misses the counts at a third size.
+
+"least" counts each byte that the task needs once. To encode: the vectors in, the codes out. For one query: the first
+plane and scale of every row, and the other planes of the rows that are scored in full; 20 rows are near to the query,
+unless told. For many: all codes. "moved" is by the counts, on the A100: an argument that fills at most half of the
+second-level cache moves once, a larger one once for each block of threads that touches it.
+
+A chip's time is the sum over the kernels of the time of each one's busiest unit; that of the longest kernel is named.
+It is a bound from below: as if the units worked beside each other without waiting, and starting a kernel cost nothing.
+"""
+_TAIL = """
+Shared memory in turns of 128 bytes, instructions in those of warps, both in millions.
+"""
+
+
+def write_page(results: Sequence[Result]) -> str:
+    """Return the page."""
+    names = [chip.name for chip in CHIPS]
+    cases = _table(["case", "rows", "least", "moved", "moved / least", "line", *names], 1, map(_case_cells, results))
+    kernels = _table(
+        ["case", "kernel", "moved", "shared memory", "dp4a", "other instructions", *names],
+        2,
+        (cells for result in results for cells in _kernel_cells(result)),
+    )
+    columns = ["chip", "source", "multiprocessors", "boost clock", "memory", "second-level cache"]
+    chips = _table([*columns, "float32, float64, integers per clock"], 2, map(_chip_cells, CHIPS))
+    return f"{_HEAD}\n{cases}\n## Kernel by kernel\n\n{kernels}{_TAIL}\n## The chips, as published\n\n{chips}"
+
+
+def _table(columns: Sequence[str], texts: int, rows: Iterable[Sequence[str]]) -> str:
+    """Return a table whose first columns, `texts` of them, are text and the others numbers."""
+    rules = ["---"] * texts + ["--:"] * (len(columns) - texts)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (columns, rules, *rows))
+
+
+def _case_cells(result: Result) -> list[str]:
+    moved, least = result.moved_bytes(), result.least_bytes
+    times = [f"{result.seconds(chip) * 1e3:.2f} ms ({result.busiest(chip)})" for chip in CHIPS]
+    sizes = [f"{least / 1e6:,.1f} MB", f"{moved / 1e6:,.1f} MB", f"{moved / least:.2f}", f"{result.deviation:.1%}"]
+    return [result.case.name, f"{result.case.rows:,}", *sizes, *times]
+
+
+def _kernel_cells(result: Result) -> Iterator[list[str]]:
+    for name, profile in result.profiles.items():
+        totals = profile.totals / 1e6
+        counts = [totals[_TURNS], totals[_DP4A], totals[_FLOAT32:].sum()]
+        times = [f"{max(profile.seconds(chip).values()) * 1e3:.3f} ms" for chip in CHIPS]
+        moved = f"{profile.moved_bytes(CHIPS[0].cache_bytes) / 1e6:,.1f} MB"
+        yield [result.case.name, f"`{name}`", moved, *(f"{count:,.1f}" for count in counts), *times]
+
+
+def _chip_cells(chip: Chip) -> list[str]:
+    memory = [f"{chip.bandwidth / 1e9:,.0f} GB/s", f"{chip.cache_bytes // 2**20} MiB"]
+    rates = f"{chip.float32}, {chip.float64}, {chip.integer}"
+    return [chip.name, chip.source, str(chip.multiprocessors), f"{chip.clock / 1e9:.2f} GHz", *memory, rates]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(prog="python -m tqindex.gpu.roofline", description=main.__doc__)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "ROOFLINE.md")
+    options = parser.parse_args(arguments)
+    options.output.write_text(write_page([evaluate(case) for case in all_cases()]))
+
+
+if __name__ == "__main__":
+    main()

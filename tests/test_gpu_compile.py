@@ -1,0 +1,147 @@
+"""Every specialisation of every kernel compiles for real GPUs; what the assembler reports of it is within limits.
+
+Here for one architecture each, the principal ones for all; every night all for all. Nothing runs. The report names
+registers, spills and shared memory; PTX shows whether dp4a is there.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+from unittest.mock import ANY as ANY_NUMBER
+
+import pytest
+
+from tqindex.codec import Codec
+from tqindex.errors import DeviceError
+from tqindex.gpu import best, codes, encode, few, scan
+from tqindex.gpu.encode import Form
+from tqindex.gpu.nvrtc import ARCHITECTURES, Compiled, Resources, compile_source
+from tqindex.gpu.runtime import Kernel
+from tqindex.gpu.sources import define_options, kernel_names, read_source
+
+Module = tuple[str, tuple[str, ...]]
+#: Registers of a thread, by kernel: what lets as many blocks share a multiprocessor as its __launch_bounds__ wants.
+MOST_REGISTERS = {
+    "encode_rows": 128,
+    "encode_queries": 128,
+    "scan_tiles": 128,
+    "bound_rows": 64,
+    "list_survivors": 64,
+    "score_rows": 80,
+    "score_survivors": 80,
+    "order_queries": 64,
+    "list_live": 64,
+    "select_best": 64,
+    "sort_runs": 64,
+    "merge_runs": 64,
+}
+MOST_SHARED_BYTES = 48 * 1024
+WITH_DP4A = {"order_queries", "scan_tiles", "bound_rows", "score_rows", "score_survivors"}
+
+
+def modules(*kernels: Kernel) -> list[Module]:
+    """What is compiled for some kernels: a source with its defines, once."""
+    return sorted({(kernel.source, define_options(kernel)) for kernel in kernels})
+
+
+def scanning() -> list[Kernel]:
+    return [*best.specialisations(), *codes.specialisations(), *few.specialisations(), *scan.specialisations()]
+
+
+@cache
+def compiled(module: Module, architecture: int) -> Compiled:
+    return compile_source(read_source(module[0]), module[1], architecture)
+
+
+def check(module: Module, architecture: int) -> None:
+    made = compiled(module, architecture)
+    assert made.cubin
+    assert sorted(made.resources) == sorted(kernel_names(read_source(module[0])))
+    for name, used in made.resources.items():
+        where = f"{name} of {module} for sm_{architecture}: {used}"
+        assert used.spilled_bytes == 0, where
+        assert used.registers <= MOST_REGISTERS[name], where
+        assert used.shared_bytes <= MOST_SHARED_BYTES, where
+        assert ("dp4a" in entry(made.ptx, name)) == (name in WITH_DP4A), where
+
+
+def entry(ptx: str, name: str) -> str:
+    """A kernel's part of the PTX."""
+    found = re.search(rf"\.entry {name}\(.*?^}}$", ptx, re.MULTILINE | re.DOTALL)
+    assert found is not None, name
+    return found[0]
+
+
+def compile_all(pairs: Iterable[tuple[Module, int]]) -> None:
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda pair: check(*pair), pairs))
+
+
+def principal() -> list[Kernel]:
+    """What most indexes use."""
+    codecs = [Codec(1536, bits=4), Codec(100, bits=4, kind="prod"), Codec(100, bits=8, rotation="dense")]
+    chosen = [Form.of(codec).kernel("encode_rows") for codec in codecs]
+    return [*chosen, *(kernel for kernel in scanning() if dict(kernel.defines).get("CODE_BITS", 4) == 4)]
+
+
+def every() -> list[Module]:
+    return modules(*scanning(), *encode.specialisations((100,)))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_principal_specialisations_compile_for_every_architecture(architecture: int) -> None:
+    compile_all((module, architecture) for module in modules(*principal()))
+
+
+def test_every_specialisation_compiles_for_some_architecture() -> None:
+    compile_all(zip(every(), itertools.cycle(ARCHITECTURES), strict=False))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_specialisation_compiles_for_every_architecture(architecture: int) -> None:
+    wide = modules(*encode.specialisations((1536, 3072)))
+    compile_all((module, architecture) for module in [*every(), *wide])
+
+
+@pytest.fixture
+def one_kernel() -> Any:
+    def compile_body(body: str, bounds: str = "") -> Compiled:
+        return compile_source(f'extern "C" __global__ void {bounds} one(float* out, int n) {{{body}}}', (), 80)
+
+    return compile_body
+
+
+def test_spills_and_shared_memory_are_seen(one_kernel: Any) -> None:
+    spilling = """
+        float kept[300];
+        for (int i = 0; i < 300; ++i) kept[i] = out[i];
+        for (int i = 0; i < n; ++i) kept[(i * 7) % 300] += kept[i % 300];
+        for (int i = 0; i < 300; ++i) out[i] = kept[i];"""
+    assert one_kernel(spilling).resources["one"].stack_bytes >= 1200
+    shared = one_kernel("__shared__ float kept[1000]; kept[n] = 1; __syncthreads(); out[0] = kept[n + 1];")
+    assert shared.resources["one"].shared_bytes == 4000
+    assert one_kernel("out[n] = 1;").resources["one"] == Resources(ANY_NUMBER, 0, 0, 0)
+    many = """
+        float kept[64];
+        #pragma unroll
+        for (int i = 0; i < 64; ++i) kept[i] = out[i];
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < 64; ++i) out[n + i] = kept[i] - kept[(i + 21) % 64];"""
+    assert one_kernel(many).resources["one"].registers >= 64
+    assert one_kernel(many, "__launch_bounds__(1024, 2)").resources["one"].spilled_bytes > 0
+
+
+def test_what_does_not_compile_is_an_error_with_the_compilers_words(one_kernel: Any) -> None:
+    with pytest.raises(DeviceError, match=r'(?s)NVRTC refused .* sm_80.*identifier "nothing" is undefined'):
+        one_kernel("out[0] = nothing;")
+
+
+def test_no_multiply_is_fused_with_an_add(one_kernel: Any) -> None:
+    ptx = one_kernel("out[0] = out[1] * out[2] + out[3];").ptx
+    assert "mul.f32" in ptx or "mul.rn.f32" in ptx
+    assert "fma" not in ptx

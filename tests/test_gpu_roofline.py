@@ -1,0 +1,104 @@
+"""The page's arithmetic, on counts that are known; and what the kernels must reach by their own counts."""
+
+import itertools
+
+import pytest
+
+from tqindex.codec import Codec
+from tqindex.gpu.host.count import ArrayTraffic, Counts
+from tqindex.gpu.roofline import CHIPS, Profile, Result, evaluate, write_page
+from tqindex.gpu.roofline_cases import Case, Sample, all_cases, encode, search_one
+from tqindex.gpu.runtime import Kernel
+
+A100, CACHE = CHIPS[0], CHIPS[0].cache_bytes
+NOTHING = ArrayTraffic(0, 0, 0, 0)
+
+
+def counts(size: int, once: int, each: int, integers: int = 0, name: str = "one", turns: int = 0) -> Counts:
+    """Counts of a kernel that reads one argument and does arithmetic."""
+    operations = {"loads": 0, "stores": 0, "dp4a": 0, "shuffles": 0, "barriers": 0}
+    loads = ArrayTraffic(each, each, each, once)
+    return Counts(
+        Kernel("one.cu", name), (1,), (32,), (size,), (loads,), (NOTHING,), turns, 0, operations, {"integer": integers}
+    )
+
+
+def case(*samples: Sample, rows: int) -> Case:
+    """A case that gives these samples, in turn."""
+    found = iter(samples)
+
+    class Given(Case):
+        def sample(self, rows: int) -> Sample:
+            sample = next(found)
+            assert sample.rows == rows
+            return sample
+
+    return Given("given", rows, tuple(sample.rows for sample in samples), encode, Codec(64))
+
+
+def test_what_fits_the_cache_moves_once_and_what_does_not_for_each_block() -> None:
+    assert Profile.of(counts(CACHE // 2, once=100, each=700)).moved_bytes(CACHE) == 100
+    assert Profile.of(counts(CACHE // 2 + 1, once=100, each=700)).moved_bytes(CACHE) == 700
+
+
+def test_a_chip_takes_the_time_of_its_busiest_unit() -> None:
+    second = A100.multiprocessors * A100.clock
+    work = counts(100, once=int(A100.bandwidth / 4), each=0, integers=int(second), turns=int(second / 8))
+    seconds = Profile.of(work).seconds(A100)
+    assert seconds["memory"] == pytest.approx(0.25)
+    assert seconds["shared memory"] == pytest.approx(0.125)
+    assert seconds["issue"] == pytest.approx(0.25)
+    assert seconds["integers"] == pytest.approx(0.5)  # 64 a clock: two warps' instructions
+    result = Result(all_cases()[0], 1.0, {"one": Profile.of(work), "other": Profile.of(work)}, 0.0)
+    assert result.seconds(A100) == pytest.approx(1.0)
+    assert result.busiest(A100) == "integers"
+
+
+def test_counts_go_on_along_a_line() -> None:
+    samples = [Sample(rows, [counts(100, 10 + 3 * rows, 0, 7 * rows)], 2.0 * rows) for rows in (10, 20, 30)]
+    result = evaluate(case(*samples, rows=1000))
+    assert result.least_bytes == 2000
+    assert result.moved_bytes() == 3010
+    assert result.deviation == pytest.approx(0)
+
+
+def test_a_third_size_off_the_line_is_told() -> None:
+    samples = [Sample(rows, [counts(100, 3 * rows, 0, 7 * rows)], 2.0 * rows) for rows in (10, 20)]
+    bent = Sample(30, [counts(100, 3 * 30, 0, 10 * 30)], 60.0)
+    assert evaluate(case(*samples, bent, rows=1000)).deviation == pytest.approx(0.3)
+
+
+def test_launches_of_a_kernel_are_added_up() -> None:
+    twice = [[counts(100, rows, 0, 1), counts(100, rows, 0, 1), counts(100, 5, 0, 1, "two")] for rows in (1, 2, 3)]
+    samples = [Sample(rows, launches, 1.0) for rows, launches in zip((1, 2, 3), twice, strict=True)]
+    profiles = evaluate(case(*samples, rows=10)).profiles
+    assert profiles["one"].moved_bytes(CACHE) == 20
+    assert profiles["two"].moved_bytes(CACHE) == 5
+
+
+def test_the_page_says_that_nothing_was_measured() -> None:
+    result = Result(all_cases()[0], 1e6, {"one": Profile.of(counts(100, 10**6, 0, 10**6))}, 0.01)
+    page = write_page([result])
+    assert "**Computed, not measured: no kernel has run on a GPU yet.**" in page
+    assert "| `one` | 1.0 MB |" in page
+    for chip in CHIPS:
+        assert chip.name in page
+    tables = [
+        list(rows) for is_table, rows in itertools.groupby(page.splitlines(), lambda line: line[:1] == "|") if is_table
+    ]
+    assert len(tables) == 3
+    assert all(len({row.count("|") for row in table}) == 1 for table in tables)
+
+
+def test_encoding_moves_little_more_than_it_must() -> None:
+    """The paper's time is 1.3 ms; so much would do for the bytes."""
+    result = evaluate(Case("encode", 100_000, (8, 16, 24), encode, Codec(1536, bits=4)))
+    assert result.moved_bytes() <= 1.25 * result.least_bytes
+    assert sum(p.seconds(A100)["memory"] for p in result.profiles.values()) <= 1.3e-3
+    assert result.deviation < 0.05
+
+
+def test_one_query_moves_little_more_than_it_must() -> None:
+    result = evaluate(Case("one", 1_000_000, (4096, 8192, 12288), search_one, Codec(256)))
+    assert result.moved_bytes() <= 1.25 * result.least_bytes
+    assert result.deviation < 0.05
