@@ -22,6 +22,8 @@ constexpr bool HAS_SKETCH = SKETCH >= 0, UNIFORM = BITS == 8;
 constexpr int CODES = 1 << BITS, ENTRIES = UNIFORM ? 0 : 2 * CODES - 1;
 constexpr int PLANES = BITS + HAS_SKETCH, LEADING = PLANES < 2 ? PLANES : 2, OTHERS = PLANES - LEADING;
 constexpr int PLANE_BYTES = (DIM + 7) / 8, PLANE_WORDS = (DIM + 31) / 32;
+// Blocks of a multiprocessor that registers must be enough for: 80 to a thread, or 128 where a thread has more to hold.
+constexpr int RESIDENT = SLOTS + 4 * HAS_SKETCH <= 16 ? 3 : 2;
 // How many projections of the sketch's kind come before it.
 constexpr int SKETCH_NUMBER = SKETCH == ROTATION;
 
