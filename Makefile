@@ -26,7 +26,7 @@ demo: $(VENV)/base
 	$(BIN)/tqindex search $(DEMO) $(SAMPLE) -k 10 --output build/demo-hits.h5 --force
 
 test: lint typecheck browser
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not nightly'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not nightly'
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
