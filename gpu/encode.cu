@@ -8,9 +8,6 @@
 #include "team.cuh"
 #include "rotate.cuh"
 
-// Blocks of a multiprocessor that registers must be enough for: 80 to a thread, or 128 for the widest rows.
-constexpr int RESIDENT = SLOTS <= 16 ? 3 : 2;
-
 // Bits of `form`: what the codec and the metric ask for.
 constexpr int NORMALISED = 1, SQUARED = 2, CENTRED = 4, UNBIASED = 8, GAUSSIAN = 16;
 // Places of `refused`: the first row that has NaN or inf, is zero where it needs a direction, or is too long.

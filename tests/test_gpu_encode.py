@@ -354,7 +354,9 @@ def test_every_form_fits_a_block() -> None:
             assert form.rows * dim <= MAX_DIM
 
 
-@pytest.mark.parametrize(("dim", "rows"), [(2, 8), (1024, 8), (1025, 4), (2048, 4), (2049, 2), (4096, 2), (4097, 1)])
+@pytest.mark.parametrize(
+    ("dim", "rows"), [(2, 8), (512, 8), (513, 4), (1024, 4), (1025, 2), (2048, 2), (2049, 1), (8192, 1)]
+)
 def test_grids_cover_all_rows_by_whole_blocks(dim: int, rows: int) -> None:
     form = Form(dim, 4, 0)
     assert form.rows == rows
@@ -392,11 +394,10 @@ def test_vectors_are_read_once_and_codes_written_once() -> None:
     assert read.asked_bytes == read.request_bytes == rows.nbytes
     for traffic, array in zip(written, (out.lead, out.rest, out.scales), strict=True):
         assert traffic.asked_bytes == array.nbytes
-    # The blocks of 4 rows share no sector of the codes.
-    for traffic, array in zip(written[:2], (out.lead, out.rest), strict=True):
-        assert traffic.block_bytes == array.nbytes
     # The tables of rotation and codebook stay in cache: every block reads them.
-    least = rows.nbytes + out.lead.nbytes + out.rest.nbytes + out.scales.nbytes
     tables = sum(counts.array_bytes[i] for i in (3, 4, 5, 6, 7))
+    least = rows.nbytes + out.lead.nbytes + out.rest.nbytes + out.scales.nbytes
     moved = sum(traffic.distinct_bytes for traffic in (*counts.loads, *counts.stores))
     assert least <= moved <= least + tables + 64
+    # Blocks of 2 rows share the sectors of the leading planes; without any cache it would still be near the least.
+    assert least <= sum(traffic.block_bytes for traffic in (read, *written)) <= 1.1 * least
