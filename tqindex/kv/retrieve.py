@@ -13,7 +13,7 @@ import torch
 from tqindex.checks import as_rows, check_integer
 from tqindex.errors import ArgumentError
 from tqindex.index import SearchResult
-from tqindex.index.index import MAX_K
+from tqindex.index.searching import MAX_K
 from tqindex.kv.attention import score_blocks
 from tqindex.kv.layer import TurboQuantLayer
 from tqindex.kv.pages import PageBlock, SequenceView
