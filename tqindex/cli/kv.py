@@ -26,7 +26,7 @@ class _Group(click.Group):
 
 @click.group(cls=_Group)
 def kv() -> None:
-    """Measure and size the KV cache of a language model on tqindex's codec."""
+    """Measure and size a language model's KV cache in tqindex codes."""
 
 
 _presets = click.option(
