@@ -101,13 +101,19 @@ def every() -> list[Module]:
     return modules(*scanning(), *encode.specialisations((100,)))
 
 
+def of_float32() -> list[Module]:
+    """Those that do not encode float16, which only changes how a vector is read; of these, one."""
+    halves = modules(*(kernel for kernel in encode.specialisations((100,)) if dict(kernel.defines)["HALF"]))
+    return [module for module in every() if module not in halves[1:]]
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_principal_specialisations_compile_for_every_architecture(architecture: int) -> None:
     assert all_problems((module, architecture) for module in modules(*principal())) == []
 
 
-def test_every_specialisation_compiles_for_some_architecture() -> None:
-    assert all_problems(zip(every(), itertools.cycle(ARCHITECTURES), strict=False)) == []
+def test_every_specialisation_of_float32_compiles_for_some_architecture() -> None:
+    assert all_problems(zip(of_float32(), itertools.cycle(ARCHITECTURES), strict=False)) == []
 
 
 @pytest.mark.nightly
