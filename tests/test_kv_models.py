@@ -183,6 +183,18 @@ def test_other_layers_are_the_librarys_own() -> None:
             assert type(layer) is (type(other) if number in kept else TurboQuantLayer)
 
 
+def test_memory_of_linear_layers_counts(models: dict[str, PreTrainedModel]) -> None:
+    model = models["hybrid"]
+    model.set_attn_implementation("sdpa")
+    cache = TurboQuantCache(model.config, **SMALL)
+    assert cache.batch_size == -1
+    with torch.no_grad():
+        model(make_ids(3, 90), past_key_values=cache)
+    assert cache.batch_size == 3
+    states = [s for layer in cache.layers[::2] for s in (layer.conv_states[0], layer.recurrent_states[0])]
+    assert cache.memory()["other"] == sum(state.untyped_storage().nbytes() for state in states)
+
+
 def test_single_layers_may_differ(models: dict[str, PreTrainedModel]) -> None:
     model = models["llama"]
     model.set_attn_implementation("sdpa")

@@ -17,7 +17,7 @@ from tqindex.kernels.cpu import simd_level
 from tqindex.kernels.kv_layout import unit_codes
 from tqindex.kernels.kv_norms import unpack_norm
 from tqindex.kernels.simd import OPERATIONS
-from tqindex.kernels.simd_kv import LANES, STEP, make_dot_strip, make_expand_strip
+from tqindex.kernels.simd_kv import LANES, STEP, add_products, make_dot_strip, make_expand_strip
 
 _OPERATIONS = OPERATIONS[simd_level()]
 #: Vectors that a strip is multiplied with at once: as many as there are registers for.
@@ -27,8 +27,11 @@ _COARSEST = 127
 _FINER = 254
 #: float32 numbers below 2**22 are rounded to integers when this is added and subtracted again.
 _ROUNDER = np.float32(1.5 * 2**23)
+_LEAST = 2.0**-100
 _ABSOLUTE = np.int32(0x7FFFFFFF)
 _float32: Any = np.float32
+# Numba's types give intrinsics the arguments of their code generators.
+_add_products: Any = add_products
 
 
 @inner_kernel
@@ -50,7 +53,8 @@ def _pack_vectors(vectors: Any, columns: int, parts: Any, packed: Any, sums: Any
             largest_bits = max(largest_bits, bits[j] & _ABSOLUTE)
         cell[0] = largest_bits
         largest = np.float64(cell.view(np.float32)[0])
-        inverse = _float32(_COARSEST / largest) if largest > 0 else _float32(0)
+        # What is smaller counts as 0: its inverse might overflow.
+        inverse = _float32(_COARSEST / largest) if largest > _LEAST else _float32(0)
         coarse_sum, fine_sum = np.int32(0), np.int32(0)
         for j in range(vector.shape[0]):
             scaled = vector[j] * inverse
@@ -68,23 +72,22 @@ def _pack_vectors(vectors: Any, columns: int, parts: Any, packed: Any, sums: Any
 
 
 @inner_kernel
-def _add_products(
-    products: Any, column: int, reading: Any, sums: Any, steps: Any, norms: Any, totals: Any, out: Any
+def _add(
+    products: Any, at: int, reading: Any, sums: Any, steps: Any, v: int, scales: Any, scale_at: int, out: Any
 ) -> None:
-    """Add one vector's products with a strip to out, times norms: exact integers until they are scaled in float32.
-
-    totals : float32 (16,), scratch; a loop of known length is what the compiler turns into vectors
-    """
+    """Add vector v's products with a strip to out = (array, place, lanes that count, room for 16 numbers)."""
     half, twice_shift = _float32(reading[2] * 0.5), np.int32(reading[1])
-    coarse, fine = products[column * LANES :], products[(column + 1) * LANES :]
-    coarse_shift, fine_shift = twice_shift * sums[0], twice_shift * sums[1]
-    coarse_step, fine_step = half * steps[0], half * steps[1]
+    shifts = np.int32(twice_shift * sums[0, v]), np.int32(twice_shift * sums[1, v])
+    factors = half * steps[0, v], half * steps[1, v]
+    array, to, lanes, room = out
+    if lanes == LANES:
+        _add_products(products, at, shifts, factors, scales, scale_at, array, to)
+        return
     for lane in range(LANES):
-        total = coarse_step * _float32(2 * coarse[lane] - coarse_shift)
-        total += fine_step * _float32(2 * fine[lane] - fine_shift)
-        totals[lane] = norms[lane] * total
-    for lane in range(out.shape[0]):
-        out[lane] += totals[lane]
+        room[lane] = 0
+    _add_products(products, at, shifts, factors, scales, scale_at, room, 0)
+    for lane in range(lanes):
+        array[to + lane] += room[lane]
 
 
 @inner_kernel
@@ -95,16 +98,29 @@ def _unpack_norms(packed: Any, norms: Any) -> None:
 
 
 @cache
+def _make_dot(bits: int) -> Any:
+    """Return dot(n, ...), which multiplies a strip with n vectors, 1 or _AT_ONCE, as `make_dot_strip`'s does."""
+    dot_few, dot_one = make_dot_strip(_OPERATIONS, bits, 2 * _AT_ONCE), make_dot_strip(_OPERATIONS, bits, 2)
+
+    def dot(n: int, words: Any, at: int, units: int, table: Any, packed: Any, packed_at: int, products: Any) -> None:
+        if n == 1:
+            dot_one(words, at, units, table, packed, packed_at, products)
+        else:
+            dot_few(words, at, units, table, packed, packed_at, products)
+
+    return inner_kernel(dot)
+
+
+@cache
 def make_score_keys(bits: int) -> Any:
-    """Return score_keys(words, norms, reading, queries, at, out), for keys of so many bits.
+    """Return score_keys(words, norms, reading, queries, at, tokens, out), for keys of so many bits.
 
     It adds the products of each head's first tokens with its queries to out[:, :, at : at + tokens].
 
     words : u32 (heads, strips, units, words, 16); norms : u16 (heads, 16 * strips)
     queries : float32 (heads, n, dim); out : float32 (heads, n, columns); tokens : int
     """
-    dot_few, dot_one = make_dot_strip(_OPERATIONS, bits, 2 * _AT_ONCE), make_dot_strip(_OPERATIONS, bits, 2)
-    depth_of_unit = unit_codes(bits)
+    dot, depth_of_unit = _make_dot(bits), unit_codes(bits)
 
     def score_keys(words: Any, packed_norms: Any, reading: Any, queries: Any, at: int, tokens: int, out: Any) -> None:
         heads, n, _ = queries.shape
@@ -117,23 +133,20 @@ def make_score_keys(bits: int) -> Any:
         sums, steps = np.empty((2, n), np.int32), np.empty((2, n), np.float32)
         products, norms = np.empty(2 * _AT_ONCE * LANES, np.int32), np.empty(packed_norms.shape[1], np.uint32)
         scales, totals = norms.view(np.float32), np.empty(LANES, np.float32)
+        flat_out, columns = out.reshape(out.size), out.shape[2]
         for head in range(heads):
             _pack_vectors(queries[head], 2 * at_once, parts, packed, sums, steps)
             _unpack_norms(packed_norms[head], norms)
             for strip in range((tokens + LANES - 1) // LANES):
                 first = strip * LANES
                 count = min(LANES, tokens - first)
-                strip_scales = scales[first : first + LANES]
                 word_at = (head * strips + strip) * strip_words
                 for group in range(groups):
-                    if at_once == 1:
-                        dot_one(flat, word_at, units, table, packed, group * group_words, products)
-                    else:
-                        dot_few(flat, word_at, units, table, packed, group * group_words, products)
+                    dot(at_once, flat, word_at, units, table, packed, group * group_words, products)
                     for v in range(group * at_once, min(n, (group + 1) * at_once)):
-                        target = out[head, v, at + first : at + first + count]
-                        column = 2 * (v - group * at_once)
-                        _add_products(products, column, reading, sums[:, v], steps[:, v], strip_scales, totals, target)
+                        column, to = 2 * (v - group * at_once), (head * n + v) * columns + at + first
+                        target = flat_out, to, count, totals
+                        _add(products, column * LANES, reading, sums, steps, v, scales, first, target)
 
     return _named(score_keys, bits)
 
@@ -181,8 +194,7 @@ def make_sum_values(bits: int) -> Any:
     words : u32 (heads, pages, strips, units, words, 16); norms : u16 (heads, pages * page)
     weights : float32 (heads, n, columns); out : float32 (heads, n, dim)
     """
-    dot_few, dot_one = make_dot_strip(_OPERATIONS, bits, 2 * _AT_ONCE), make_dot_strip(_OPERATIONS, bits, 2)
-    depth_of_unit = unit_codes(bits)
+    dot, depth_of_unit = _make_dot(bits), unit_codes(bits)
 
     def sum_values(words: Any, packed_norms: Any, reading: Any, weights: Any, at: int, tokens: int, out: Any) -> None:
         heads, n, dim = out.shape
@@ -195,7 +207,7 @@ def make_sum_values(bits: int) -> Any:
         sums, steps = np.empty((2, n), np.int32), np.empty((2, n), np.float32)
         products, norms = np.empty(2 * _AT_ONCE * LANES, np.int32), np.empty(page, np.uint32)
         scales, vectors = norms.view(np.float32), np.zeros((n, page), np.float32)
-        ones, totals = np.ones(LANES, np.float32), np.empty(LANES, np.float32)
+        ones, totals, flat_out = np.ones(LANES, np.float32), np.empty(LANES, np.float32), out.reshape(out.size)
         for head in range(heads):
             for number in range((tokens + page - 1) // page):
                 first = number * page
@@ -207,14 +219,11 @@ def make_sum_values(bits: int) -> Any:
                     channel = strip * LANES
                     word_at = ((head * pages + number) * strips + strip) * strip_words
                     for group in range(groups):
-                        if at_once == 1:
-                            dot_one(flat, word_at, units, table, packed, group * group_words, products)
-                        else:
-                            dot_few(flat, word_at, units, table, packed, group * group_words, products)
+                        dot(at_once, flat, word_at, units, table, packed, group * group_words, products)
                         for v in range(group * at_once, min(n, (group + 1) * at_once)):
-                            target = out[head, v, channel : min(dim, channel + LANES)]
-                            column = 2 * (v - group * at_once)
-                            _add_products(products, column, reading, sums[:, v], steps[:, v], ones, totals, target)
+                            column, to = 2 * (v - group * at_once), (head * n + v) * dim + channel
+                            target = flat_out, to, min(LANES, dim - channel), totals
+                            _add(products, column * LANES, reading, sums, steps, v, ones, 0, target)
 
     return _named(sum_values, bits)
 

@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 
 from tqindex.kernels.simd import (
     BYTES,
+    FLOATS,
     INT,
     INTS,
     LONG,
@@ -108,6 +109,38 @@ def make_dot_strip(operations: Operations, bits: int, columns: int) -> Any:
         return types.void(words, index, index, table, queries, index, products), codegen
 
     return dot_strip
+
+
+@intrinsic
+def add_products(
+    typing_context: Any, products: Any, at: Any, shifts: Any, steps: Any, scales: Any, scale_at: Any, out: Any, to: Any
+) -> Any:
+    """Add one vector's products with 16 lanes to out[to : to + 16]: exact integers until they are scaled in float32.
+
+    add_products(products, at, shifts, steps, scales, scale_at, out, to): products i32, of the vector's coarse part from
+    `at` on, of its fine part after these; shifts i32 and steps float32, pairs: what twice the products of each part are
+    lowered by and then multiplied with; scales float32, of the lanes, from `scale_at` on; out float32
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        v_products, v_at, v_shifts, v_steps, v_scales, v_scale_at, v_out, v_to = arguments
+        t_products, _, _, _, t_scales, _, t_out, _ = signature.args
+        total = None
+        for part in range(2):
+            place = builder.add(v_at, LONG(part * LANES))
+            numbers = load(builder, address(context, builder, t_products, v_products, place, INTS))
+            shift = splat(builder, builder.extract_value(v_shifts, part), INTS)
+            exact = builder.sitofp(builder.sub(builder.add(numbers, numbers), shift), FLOATS)
+            scaled = builder.fmul(exact, splat(builder, builder.extract_value(v_steps, part), FLOATS))
+            total = scaled if total is None else builder.fadd(total, scaled)
+        scale = load(builder, address(context, builder, t_scales, v_scales, v_scale_at, FLOATS))
+        target = address(context, builder, t_out, v_out, v_to, FLOATS)
+        builder.store(builder.fadd(load(builder, target), builder.fmul(scale, total)), target).align = 1
+        return context.get_dummy_value()
+
+    pair: Any = types.UniTuple  # untyped in Numba
+    index, pairs = types.intp, (pair(types.int32, 2), pair(types.float32, 2))
+    return types.void(products, index, *pairs, scales, index, out, index), codegen
 
 
 def make_expand_strip(operations: Operations, bits: int) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
@@ -132,12 +133,15 @@ class TurboQuantCache(Cache):
 def _arrays(layer: Any) -> list[tuple[str, Any]]:
     if isinstance(layer, TurboQuantLayer):
         return [pair for sequence in layer.sequences for pair in sequence.arrays()]
-    return [("other", tensor) for tensor in vars(layer).values() if hasattr(tensor, "untyped_storage")]
+    fields = vars(layer).values()
+    # Linear attention keeps its states in dicts, by number.
+    held = [item for field in fields for item in (field.values() if isinstance(field, dict) else [field])]
+    return [("other", tensor) for tensor in held if isinstance(tensor, torch.Tensor)]
 
 
 def _storage(array: Any) -> tuple[int, int]:
     """Return what tells a storage from others, and its bytes."""
-    if hasattr(array, "untyped_storage"):
+    if isinstance(array, torch.Tensor):
         storage = array.untyped_storage()
         return storage.data_ptr(), storage.nbytes()
     while array.base is not None:

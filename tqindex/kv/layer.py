@@ -139,7 +139,9 @@ class TurboQuantLayer(CacheLayerMixin):
 
     @property
     def batch_size(self) -> int:
-        """Rows of the batch; 0 before the first call."""
+        """Rows of the batch; as for the library's layers there is no such attribute before the first call."""
+        if not self.is_initialized:
+            raise AttributeError("a layer has no batch_size before its first tokens")
         return len(self.sequences)
 
     def reset(self) -> None:

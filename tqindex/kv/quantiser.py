@@ -109,7 +109,8 @@ class Quantiser:
     dim : int, at least 2
         Channels of a head.
     bits : {1, 2, 2.5, 3, 3.5, 4, 8} for kind "mse", {2, 2.5, 3, 3.5, 4} for kind "prod"
-        2.5 and 3.5 split the channels: the first half of them under a codec of one bit more.
+        2.5 and 3.5 split the channels: the first half of them under a codec of one bit more. With rotary positions
+        each half has one channel of every pair, so neither is favoured.
     kind : {"mse", "prod"}
     seed : int
     page : int, optional
