@@ -27,6 +27,8 @@ _FEATURES = (
     "i8mm",
     "sve",
 )
+#: What a run writes itself is no change of what it measures.
+_RESULTS = ":(exclude,top)benchmarks/results"
 #: Sources whose change may change a figure of tqindex.
 _MEASURED_SOURCES = ("codec", "kernels", "index")
 
@@ -39,7 +41,7 @@ def describe_environment(device: str = "cpu") -> dict[str, Any]:
     return {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "commit": _git("rev-parse", "--short", "HEAD") or None,
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/", _RESULTS)),
         "machine": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_name(),
         "features": [name for name in _FEATURES if name in features],

@@ -1,5 +1,6 @@
 """Parts of the benchmark runner: what is measured again, absent peers, ties, held-out queries, losses and ratios."""
 
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from tqindex.bench import child
+from tqindex.bench import child, environment
 from tqindex.bench import plan as planning
 from tqindex.bench.config import SIZES, SUITES, Config, load_config, make_config, set_tables
 from tqindex.bench.exact import exact_neighbors, write_ann_hdf5
@@ -45,6 +46,27 @@ def finished(tmp_path: Path) -> Path:
         plan.file.put([{"method": group.methods[0].key}], fingerprint)
     plan.write(None)
     return tmp_path
+
+
+# -- what is measured
+
+
+def test_results_that_a_run_writes_are_no_change_of_what_it_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git = "git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)
+    sources = [tmp_path / "benchmarks" / name for name in ("environment.py", "results/base/recall.json")]
+    for source in sources:
+        source.parent.mkdir(parents=True, exist_ok=True)
+        source.write_text("before")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *command], check=True)
+    monkeypatch.setattr(environment, "__file__", str(sources[0]))
+    found = []
+    for source in reversed(sources):
+        source.write_text("after")
+        found.append(environment.describe_environment()["dirty"])
+    assert found == [False, True]
 
 
 # -- going on
