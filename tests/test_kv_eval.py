@@ -220,6 +220,7 @@ def test_needle_command(cli, folder, tmp_path):
         ["eval", "{folder}/absent", "--text", "{folder}/text.txt"],
         ["needle", "{folder}", "--text", "{folder}/text.txt", "-o", "{folder}/x.png", "--lengths", "many"],
         ["needle", "{folder}", "--text", "{folder}/text.txt", "-o", "{folder}/x.png", "--depths", "0"],
+        ["needle", "{folder}/absent", "--text", "{folder}/text.txt", "-o", "{folder}/absent/x.png"],
     ],
 )
 def test_commands_refuse_in_one_line(cli, folder, arguments):
