@@ -220,12 +220,16 @@ def test_needle_command(cli, folder, tmp_path):
         ["eval", "{folder}/absent", "--text", "{folder}/text.txt"],
         ["needle", "{folder}", "--text", "{folder}/text.txt", "-o", "{folder}/x.png", "--lengths", "many"],
         ["needle", "{folder}", "--text", "{folder}/text.txt", "-o", "{folder}/x.png", "--depths", "0"],
-        ["needle", "{folder}/absent", "--text", "{folder}/text.txt", "-o", "{folder}/absent/x.png"],
     ],
 )
 def test_commands_refuse_in_one_line(cli, folder, arguments):
     code, out, err = cli("kv", *(argument.replace("{folder}", str(folder)) for argument in arguments))
     assert (code, out, err.count("\n")) == (2, "", 1), err
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_read(cli, folder):
+    code, _, err = cli("kv", "needle", "absent", "--text", folder / "text.txt", "-o", folder / "absent" / "x.png")
+    assert (code, err) == (2, f"Error: {folder / 'absent' / 'x.png'}: cannot be written here\n")
 
 
 def test_help_and_the_index_need_no_torch(run_python):
