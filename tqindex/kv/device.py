@@ -119,7 +119,7 @@ def device_reader(device: torch.device) -> DeviceReader | None:
     tqindex.errors.DeviceError
         CuPy, a driver or the device is missing; the message says what to do.
     """
-    runtime = given_runtime()
+    runtime: Any = given_runtime()  # mypy does not take a protocol's objects for hashable
     if runtime is None and device.type == "cuda":
         runtime = open_device(device.index or 0)
     return None if runtime is None else _reader_on(runtime)
