@@ -39,6 +39,11 @@ def run_on(runtime: Runtime) -> Iterator[None]:
         _given.reset(token)
 
 
+def given_runtime() -> Runtime | None:
+    """Return what `run_on` has set, if anything."""
+    return _given.get()
+
+
 class GpuEngine:
     """One index's use of one device; `tqindex.index.engine.Engine` describes the methods.
 
@@ -63,7 +68,7 @@ class GpuEngine:
         DeviceError
             The device cannot be used; the message says why, and what to do.
         """
-        return cls(_given.get() or open_device(number or 0))
+        return cls(given_runtime() or open_device(number or 0))
 
     def as_array(self, vectors: Any, name: str) -> Any:
         """Return device memory as the device's array, anything else as NumPy's."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tqindex.gpu.attention_cases import attention_cases
 from tqindex.gpu.host.count import Counts
 from tqindex.gpu.roofline_cases import Case, Sample, all_cases
 
@@ -201,7 +202,8 @@ continued along a line to the full one; "line" is how far it misses the counts a
 
 "least" counts each byte that the task needs once. To encode: the vectors in, the codes out. For one query: the first
 plane and scale of every row, and the other planes of the rows that are scored in full; 20 rows are near to the query,
-unless told. For many: all codes. "moved" is by the counts, on the A100: an argument that fills at most half of the
+unless told. For many: all codes. For a cache: codes, norms and means of its tokens, queries and logits or weights and
+sums. "moved" is by the counts, on the A100: an argument that fills at most half of the
 second-level cache moves once, a larger one once for each block of threads that touches it.
 
 A chip's time is the sum over the kernels of the time of each one's busiest unit; that of the longest kernel is named.
@@ -259,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tqindex.gpu.roofline", description=main.__doc__)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "ROOFLINE.md")
     options = parser.parse_args(arguments)
-    options.output.write_text(write_page([evaluate(case) for case in all_cases()]))
+    options.output.write_text(write_page([evaluate(case) for case in (*all_cases(), *attention_cases())]))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pytest
 
 from tqindex.codec import Codec
 from tqindex.errors import DeviceError
-from tqindex.gpu import best, codes, encode, few, scan
+from tqindex.gpu import attention, best, codes, encode, few, scan
 from tqindex.gpu.encode import Form
 from tqindex.gpu.nvrtc import ARCHITECTURES, Compiled, Resources, compile_source
 from tqindex.gpu.runtime import Kernel
@@ -37,9 +37,13 @@ MOST_REGISTERS = {
     "select_best": 64,
     "sort_runs": 64,
     "merge_runs": 64,
+    "score_means": 64,
+    "score_keys": 128,
+    "weigh_values": 128,
+    "add_sums": 64,
 }
 MOST_SHARED_BYTES = 48 * 1024
-WITH_DP4A = {"order_queries", "scan_tiles", "bound_rows", "score_rows", "score_survivors"}
+WITH_DP4A = {"order_queries", "scan_tiles", "bound_rows", "score_rows", "score_survivors", "score_keys", "weigh_values"}
 
 
 def modules(*kernels: Kernel) -> list[Module]:
@@ -48,7 +52,7 @@ def modules(*kernels: Kernel) -> list[Module]:
 
 
 def scanning() -> list[Kernel]:
-    return [*best.specialisations(), *codes.specialisations(), *few.specialisations(), *scan.specialisations()]
+    return [kernel for module in (attention, best, codes, few, scan) for kernel in module.specialisations()]
 
 
 @cache
@@ -93,7 +97,7 @@ def all_problems(pairs: Iterable[tuple[Module, int]]) -> list[str]:
 def principal() -> list[Kernel]:
     """What most indexes use."""
     encoding = Form.of(Codec(1536, bits=4)).kernel("encode_rows")
-    usual = {"CODE_BITS": 4, "SKETCH": 0, "KEEP": 32}
+    usual = {"CODE_BITS": 4, "SKETCH": 0, "KEEP": 32, "QUERIES": 4}
     return [encoding, *(kernel for kernel in scanning() if dict(kernel.defines).items() <= usual.items())]
 
 

@@ -4,9 +4,12 @@ The query is rotated once; a packed key's logit is a product with levels, plus t
 softmax goes over packed and exact tokens together; packed values are summed in the rotated basis, and the sum is
 rotated back once. For many queries in one call, pages are decoded block by block in the rotated basis, since then
 matrix products are faster than products with codes, and the softmax is kept up to date block by block.
+
+Tensors of a CUDA device are computed with there: few queries by the kernels of `tqindex.gpu.attention`, which have
+never run on a device; for many, pages are decoded on the CPU and sent. All other tensors go to the CPU.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 from tqindex.errors import ArgumentError
 from tqindex.kernels.kv import score_means
+from tqindex.kv.device import device_reader
 from tqindex.kv.pages import PageForm, SequenceView
 
 #: The name by which models are told to use this attention: ``model.set_attn_implementation(ATTENTION)``.
@@ -92,7 +96,9 @@ def attend(
     Raises
     ------
     ArgumentError
-        Dropout, or an argument that is not implemented.
+        Dropout, or an argument that is not implemented; on a GPU, a page or head_dim beyond 512.
+    DeviceError
+        Tensors of a CUDA device without CuPy, or the device failed; the message says what to do.
     """
     refused = [name for name in _REFUSED if kwargs.get(name) is not None]
     if refused or dropout:
@@ -100,11 +106,14 @@ def attend(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     rule = _Rule(query.shape[3] ** -0.5 if scaling is None else scaling, softcap, s_aux, causal)
     views, form = _as_views(key, value)
+    place = query.device if query.is_cuda else torch.device("cpu")
+    if form is not None:
+        device_reader(place)  # what is missing is told before pages are read
     with torch.no_grad():
         outs = []
         for row, view in enumerate(views):
-            queries = query[row].to("cpu", torch.float32)
-            mask = None if attention_mask is None else attention_mask[min(row, len(attention_mask) - 1)].cpu()
+            queries = query[row].to(place, torch.float32)
+            mask = None if attention_mask is None else attention_mask[min(row, len(attention_mask) - 1)].to(place)
             outs.append(_attend_sequence(queries, view, form, mask, rule))
         return torch.stack(outs).transpose(1, 2).contiguous().to(query.device, query.dtype), None
 
@@ -125,10 +134,10 @@ def _attend_sequence(
         mask = mask[:, :, view.padding : view.columns]
     elif rule.causal and tokens > 1:
         seen = view.columns - view.padding
-        mask = torch.ones((1, tokens, seen), dtype=torch.bool).tril(seen - tokens)
+        mask = torch.ones((1, tokens, seen), dtype=torch.bool, device=queries.device).tril(seen - tokens)
     sinks = None
     if rule.sinks is not None:
-        sinks = rule.sinks.to("cpu", torch.float32).reshape(*grouped.shape[:2], 1, 1).expand(*grouped.shape[:3], 1)
+        sinks = rule.sinks.to(grouped).reshape(*grouped.shape[:2], 1, 1).expand(*grouped.shape[:3], 1)
     attention = _attend_few if grouped.shape[1] * tokens <= FEW_QUERIES else _attend_many
     return attention(grouped, view, form, mask, rule.softcap, sinks).reshape(heads, tokens, -1)
 
@@ -157,13 +166,13 @@ def _attend_few(
     """
     heads, group, tokens, dim = queries.shape
     flat = queries.reshape(heads, -1, dim)
-    keys, values = view.keys.to("cpu", torch.float32), view.values.to("cpu", torch.float32)
+    keys, values = view.keys.to(queries), view.values.to(queries)
     first, packed = min(view.sinks, keys.shape[1]), view.packed
     exact = flat @ keys.transpose(1, 2)
-    logits = torch.empty((*flat.shape[:2], packed + keys.shape[1]))
+    logits = flat.new_empty((*flat.shape[:2], packed + keys.shape[1]))
     logits[:, :, :first], logits[:, :, first + packed :] = exact[:, :, :first], exact[:, :, first:]
     if form is not None and packed:
-        score_blocks(flat, view, form, logits, first)
+        _kernels(queries.device)[0](flat, view, form, logits, first)
     by_head = logits.reshape(heads * group, tokens, -1)
     logits = _finish(by_head, softcap, mask).reshape(logits.shape)
     if sinks is not None:
@@ -173,8 +182,14 @@ def _attend_few(
     out = weights[:, :, :first] @ values[:, :first]
     out += weights[:, :, first + packed : packed + keys.shape[1]] @ values[:, first:]
     if form is not None and packed:
-        out += sum_blocks(weights, view, form, first)
+        out += _kernels(queries.device)[1](weights, view, form, first)
     return out
+
+
+def _kernels(device: torch.device) -> tuple[Callable[..., None], Callable[..., torch.Tensor]]:
+    """Return what reads codes for tensors of a device: `score_blocks` and `sum_blocks`, or the same on a GPU."""
+    reader = device_reader(device)
+    return (score_blocks, sum_blocks) if reader is None else (reader.score_blocks, reader.sum_blocks)
 
 
 def score_blocks(queries: torch.Tensor, view: SequenceView, form: PageForm, logits: torch.Tensor, first: int) -> None:
@@ -213,11 +228,11 @@ def _attend_many(
     cuts = [slice(at, min(at + step, tokens)) for at in range(0, tokens, step)]
     width = view.values.shape[2]
     totals = [
-        [_Total(group, cut, width, None if sinks is None else sinks[head, :, cut]) for cut in cuts]
+        [_Total(group, cut, width, None if sinks is None else sinks[head, :, cut], queries.device) for cut in cuts]
         for head in range(heads)
     ]
-    rotated = None if form is None else queries @ form.keys.rotation.T
-    for at, packed, keys, values in _pieces(view, form):
+    rotated = None if form is None else queries @ form.keys.rotation.T.to(queries.device)
+    for at, packed, keys, values in _pieces(view, form, queries.device):
         source = rotated if packed and rotated is not None else queries
         columns = slice(at, at + keys.shape[1])
         for head in range(heads):
@@ -228,10 +243,11 @@ def _attend_many(
                 products = source[head, :, total.cut].reshape(-1, dim) @ keys[head].T
                 logits = _finish(products.reshape(group, -1, keys.shape[1]), softcap, seen)
                 total.add(logits, values[head], packed)
-    out = torch.empty((heads, group, tokens, width))
+    rotation = None if form is None else form.values.rotation.to(queries.device)
+    out = queries.new_empty((heads, group, tokens, width))
     for head in range(heads):
         for total in totals[head]:
-            out[head, :, total.cut] = total.result(None if form is None else form.values.rotation)
+            out[head, :, total.cut] = total.result(rotation)
     return out
 
 
@@ -243,22 +259,25 @@ def _cut_mask(mask: torch.Tensor | None, head: int, group: int, cut: slice, colu
     return mask[heads, cut, columns]
 
 
-def _pieces(view: SequenceView, form: PageForm | None) -> Iterator[tuple[int, bool, torch.Tensor, torch.Tensor]]:
+def _pieces(
+    view: SequenceView, form: PageForm | None, device: torch.device
+) -> Iterator[tuple[int, bool, torch.Tensor, torch.Tensor]]:
     """Give tokens in pieces: their first column, whether they are packed, keys and values, (heads, tokens, dim).
 
-    Packed ones are in the rotated basis.
+    Packed ones are in the rotated basis; they are decoded on the CPU.
     """
     exact = view.keys.shape[1]
     first, at = min(view.sinks, exact), 0
     for start, stop in ((0, first), (first, exact)):
         for cut in range(start, stop, _TOKENS_AT_ONCE):
             tokens = slice(cut, min(cut + _TOKENS_AT_ONCE, stop))
-            keys, values = (side[:, tokens].to("cpu", torch.float32) for side in (view.keys, view.values))
+            keys, values = (side[:, tokens].to(device, torch.float32) for side in (view.keys, view.values))
             yield at, False, keys, values
             at += keys.shape[1]
         if start == 0 and form is not None:
             for block in view.blocks:
-                yield at, True, block.decode("keys", form, rotated=True), block.decode("values", form, rotated=True)
+                keys, values = (block.decode(side, form, rotated=True).to(device) for side in ("keys", "values"))
+                yield at, True, keys, values
                 at += block.tokens
 
 
@@ -275,14 +294,15 @@ class _Total:
         Channels of values.
     sinks : torch.Tensor (group, tokens, 1), optional
         Logits without value.
+    device : torch.device
     """
 
-    def __init__(self, group: int, cut: slice, width: int, sinks: torch.Tensor | None) -> None:
+    def __init__(self, group: int, cut: slice, width: int, sinks: torch.Tensor | None, device: torch.device) -> None:
         self.cut = cut
         shape = group, cut.stop - cut.start, 1
-        self._largest = torch.full(shape, -torch.inf) if sinks is None else sinks.clone()
-        self._weight = torch.zeros(shape) if sinks is None else torch.ones(shape)
-        self._sums = {packed: torch.zeros((shape[0] * shape[1], width)) for packed in (False, True)}
+        self._largest = torch.full(shape, -torch.inf, device=device) if sinks is None else sinks.clone()
+        self._weight = torch.full(shape, 0.0 if sinks is None else 1.0, device=device)
+        self._sums = {packed: torch.zeros((shape[0] * shape[1], width), device=device) for packed in (False, True)}
 
     def add(self, logits: torch.Tensor, values: torch.Tensor, packed: bool) -> None:
         """Add values, (columns, width), by logits, (group, tokens, columns); packed: in the rotated basis."""

@@ -190,30 +190,30 @@ class Quantiser:
             out[:, :, part.channels] = rows
         return out
 
-    def split_queries(self, queries: torch.Tensor) -> list[tuple[Float32Array, Float32Array | None]]:
+    def split_queries(self, queries: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         """Return each part's share of rotated queries, (heads, n, dim) float32, and the same for its sketch."""
         shares = [queries[:, :, part.channels].contiguous() for part in self.parts]
         return [
-            (share.numpy(), None if part.sketch is None else (share @ part.sketch.T).numpy())
+            (share, None if part.sketch is None else share @ part.sketch.T.to(share.device))
             for part, share in zip(self.parts, shares, strict=True)
         ]
 
     def add_scores(
         self,
         packed: tuple[Packed, ...],
-        queries: list[tuple[Float32Array, Float32Array | None]],
+        queries: list[tuple[torch.Tensor, torch.Tensor | None]],
         at: int,
         tokens: int,
         out: Float32Array,
     ) -> None:
         """Add the products of each head's first tokens with its queries to out[:, :, at : at + tokens].
 
-        queries : as `split_queries` gives them; out : float32 (heads, n, columns)
+        queries : as `split_queries` gives them, of the CPU; out : float32 (heads, n, columns)
         """
         for part, codes, (share, sketched) in zip(self.parts, packed, queries, strict=True):
-            make_score_keys(part.bits)(codes.words, codes.norms, part.reading, share, at, tokens, out)
+            make_score_keys(part.bits)(codes.words, codes.norms, part.reading, share.numpy(), at, tokens, out)
             if sketched is not None:
-                make_score_keys(1)(codes.signs, codes.sketch_norms, SIGNS, sketched, at, tokens, out)
+                make_score_keys(1)(codes.signs, codes.sketch_norms, SIGNS, sketched.numpy(), at, tokens, out)
 
     def make_sums(self, heads: int, n: int) -> list[Float32Array]:
         """Return zeros that `add_values` sums up in: (heads, n, channels) for each part."""
