@@ -59,7 +59,7 @@ nightly: $(VENV)/dev
 	$(BIN)/python -m pytest -m 'nightly or not nightly'
 
 # Recall of every codec, and of the packages that are installed, on any FILE of vectors.
-accuracy: $(VENV)/base
+accuracy: $(VENV)/dev
 	$(BIN)/tqindex bench run recall --file $(FILE)
 
 # All suites, base size: 40 minutes on two cores; goes on where it stopped.

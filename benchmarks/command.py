@@ -52,7 +52,11 @@ def bench() -> None:
 @click.option("--size", type=click.Choice(_SIZES), default="base", show_default=True, help="How much is measured.")
 @click.option("--set", "names", multiple=True, help="Only this data set; may be given several times.")
 @click.option("--file", type=click.Path(path_type=Path), help="Vectors of your own, in the place of the data sets.")
-@click.option("--data", type=click.Path(path_type=Path), help="Folder of the data sets; default: TQINDEX_DATA.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of the data sets; default: TQINDEX_DATA. After it a clone's ../shared/data and datasets are searched.",
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu; or gpu, gpu:N: tqindex alone, without peers.")
 @click.option("--results", type=click.Path(path_type=Path), help=f"Folder of result files; default: {_RESULTS}.")
 def run_command(
@@ -72,6 +76,8 @@ def run_command(
     from tqindex.bench.runner import run, tasks
     from tqindex.index.engine import open_engine
 
+    if file and names:
+        raise click.UsageError("--file stands in the place of the data sets: leave out --set")
     folder = results or (_OWN_FILE_RESULTS if file else _RESULTS)
     open_engine(device)  # refuses one that cannot be used before anything is measured
     return run(tasks(suites, size, names, file, data, folder, device), folder)

@@ -7,6 +7,7 @@
 MODEL is a folder, such as `python -m tqindex.bench.smollm2` makes, or a name on the Hub. One thread of torch.
 """
 
+import ctypes
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from tqindex.kv.models import encode_file, load_model
 #: Tokens that a prompt is read in at once.
 _BLOCK = 512
 _REPEATS = 11
+#: Of mallopt in malloc.h.
+_M_MMAP_THRESHOLD = -3
 
 
 @click.group()
@@ -148,9 +151,16 @@ def agreement_command(
 @_context
 @_presets
 @_dtype
+@click.option("--give-back", type=int, help="Memory of so many bytes and more is given back when freed (glibc).")
 @torch.inference_mode()
-def peak(model: str, text: Path, context: int, presets: tuple[str, ...], dtype: str) -> None:
-    """Measure how far resident memory rises while a prompt is read in blocks, with logits of the last token only."""
+def peak(model: str, text: Path, context: int, presets: tuple[str, ...], dtype: str, give_back: int | None) -> None:
+    """Measure how far resident memory rises while a prompt is read in blocks, with logits of the last token only.
+
+    glibc keeps freed memory for itself, and before 2.38 reuses little of what torch asks for aligned: without
+    --give-back most of the rise is such memory, of either cache.
+    """
+    if give_back is not None:
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, give_back)
     loaded, tokenizer = load_model(model, dtype, threads=1)
     ids = encode_file(tokenizer, text)
     ids = ids.repeat(-(-context // len(ids)))[:context][None]

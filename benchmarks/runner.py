@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from tqindex.errors import ArgumentError, LockedError, StorageError
 from tqindex.kernels.threads import available_threads
 
 _POLL_SECONDS = 0.1
+#: How long an interrupted run waits for its processes to end by themselves.
+_GRACE_SECONDS = 2.0
 
 
 def tasks(
@@ -115,11 +118,12 @@ def _run_children(plans: list[Plan], at_once: int) -> int:
             running = [child for child in running if child.poll() is None]
     except KeyboardInterrupt:
         for child in running:
-            child.wait()  # Ctrl-C reaches it too
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_GRACE_SECONDS)  # Ctrl-C at a terminal reaches it too
         return INTERRUPTED
     finally:
         for child in running:
-            if child.poll() is None:  # a request to end reaches this process alone
+            if child.poll() is None:  # a signal or a request to end reaches this process alone
                 child.terminate()
                 child.wait()
     return code

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tqindex.bench.config import set_tables
+from tqindex.checks import check_finite
 from tqindex.codec.codec import normalise
 from tqindex.errors import ArgumentError
 from tqindex.readers import open_vectors
@@ -160,7 +161,8 @@ def load_set(source: Source) -> DataSet:
         return _hold_out(source, rng)
     with open_vectors(source.path) as base, open_vectors(source.path, role="queries") as file:
         rows, queries, listed = base[:], file[:], file.neighbors
-    rows, queries = _prepared(rows, source.metric, "train"), _prepared(queries, source.metric, "test")
+    _check_queries(source.path, rows, queries, listed)
+    rows, queries = _prepared(rows, source, "train"), _prepared(queries, source, "test")
     if "noisy" in recipe:
         return DataSet(
             source, noisy_rows(rng, rows, recipe["n"]), np.resize(queries, (recipe["queries"], source.dim)), None
@@ -170,7 +172,7 @@ def load_set(source: Source) -> DataSet:
 
 def _hold_out(source: Source, rng: np.random.Generator) -> DataSet:
     with open_vectors(Path(source.path or "")) as file:
-        rows = _prepared(file[:], source.metric, "vectors")
+        rows = _prepared(file[:], source, "vectors")
     count = min(_HELD_OUT, int(len(rows) * _HELD_OUT_SHARE))
     if count < 1:
         raise ArgumentError(f"{source.path}: at least 10 vectors are needed to hold queries out; got {len(rows)}")
@@ -178,9 +180,18 @@ def _hold_out(source: Source, rng: np.random.Generator) -> DataSet:
     return _without_base_rows(DataSet(source, rows[np.sort(order[count:])], rows[order[:count]], None))
 
 
-def _prepared(rows: npt.NDArray[Any], metric: Metric, name: str) -> Float32Array:
+def _check_queries(path: Path, rows: npt.NDArray[Any], queries: npt.NDArray[Any], listed: Any) -> None:
+    """Refuse queries, or neighbours of theirs, that do not belong to the rows."""
+    if queries.shape[1] != rows.shape[1]:
+        raise ArgumentError(f"{path}: queries must have {rows.shape[1]} columns as the rows, got {queries.shape[1]}")
+    if listed is not None and listed.size and not 0 <= listed.min() <= listed.max() < len(rows):
+        raise ArgumentError(f"{path}: neighbours must be among the {len(rows):,} rows, got number {listed.max()}")
+
+
+def _prepared(rows: npt.NDArray[Any], source: Source, name: str) -> Float32Array:
     rows = np.ascontiguousarray(rows, np.float32)
-    return normalise(rows, name) if metric == "cosine" else rows
+    check_finite(rows, f"{source.path}: {name}")
+    return normalise(rows, name) if source.metric == "cosine" else rows
 
 
 def _without_base_rows(data: DataSet) -> DataSet:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -256,6 +257,39 @@ def test_all_queries_in_the_base_are_an_error(tmp_path: Path) -> None:
     write_ann_hdf5(tmp_path / "a.h5", base, base[:5], None, None, "angular", "made by a test", k=10)
     with pytest.raises(ArgumentError, match="a: queries must not be rows of the base; all 5 are"):
         load_set(file_set(tmp_path / "a.h5"))
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("wide", "a.h5: queries must have 16 columns as the rows, got 17"),
+        ("neighbours", "a.h5: neighbours must be among the 50 rows, got number 50"),
+        ("rows", "a.h5: train must be finite in float32, got nan in row 33"),
+        ("queries", "a.h5: test must be finite in float32, got inf in row 2"),
+    ],
+)
+def test_a_file_whose_parts_do_not_belong_together(tmp_path: Path, broken: str, message: str) -> None:
+    base, queries = rows(50), rows(6, seed=1)
+    ids, distances = exact_neighbors(base, queries, 10)
+    if broken == "neighbours":
+        ids[2, 3] = 50
+    elif broken != "wide":
+        array, row, value = {"rows": (base, 33, np.nan), "queries": (queries, 2, np.inf)}[broken]
+        array[row, 4] = value
+    write_ann_hdf5(tmp_path / "a.h5", base, queries, ids, distances, "angular", "made by a test", k=10)
+    if broken == "wide":
+        with h5py.File(tmp_path / "a.h5", "a") as file:
+            del file["test"]
+            file["test"] = np.ones((6, 17), np.float32)
+    with pytest.raises(ValueError, match=message):
+        load_set(file_set(tmp_path / "a.h5"))
+
+
+def test_the_row_of_a_vector_that_is_not_finite_is_the_files(tmp_path: Path) -> None:
+    vectors = rows(300)
+    vectors[234, 1] = np.nan
+    with pytest.raises(ValueError, match="vectors must be finite in float32, got nan in row 234"):
+        load_set(own_source(tmp_path, vectors))
 
 
 def test_made_sets_have_length_1_and_are_repeatable() -> None:

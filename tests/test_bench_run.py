@@ -152,14 +152,18 @@ def test_what_is_missing_is_measured_and_the_rest_stays(results: Path, cli: Cli,
     assert rows[3] == whole[3] | {"seconds": rows[3]["seconds"]}  # the same seeds
 
 
-def test_ctrl_c_keeps_what_was_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, whole_group: bool) -> None:
     command = [sys.executable, "-m", "tqindex", "bench", "run", "distortion", "--size", "test", "--results", tmp_path]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     path, end = tmp_path / "test" / "distortion.json", time.monotonic() + 60
     while not (path.exists() and json.loads(path.read_text())["rows"]):
         assert time.monotonic() < end
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
+    if whole_group:  # as from a terminal
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in err
@@ -185,6 +189,8 @@ def test_a_file_of_ones_own(tmp_path: Path, cli: Cli, monkeypatch: pytest.Monkey
         (["run", "recall", "--set", "glove"], "data set must be one of glove-100-10k, "),
         (["nowhere.h5"], "nowhere.h5: no such file"),
         (["run", "--file", "nowhere.h5"], "nowhere.h5: no such file"),
+        (["run", "--file", "nowhere.h5", "--set", "glove-100-10k"], "--file stands in the place of the data sets"),
+        (["run", "--data", "nowhere"], "Invalid value for '--data'"),
         (["run", "distortion", "--size", "huge"], "Invalid value for '--size'"),
     ],
 )

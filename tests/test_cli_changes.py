@@ -198,7 +198,7 @@ CASES = [
     ("add new.npy new.npy", "new.npy is not a tqindex index"),
     ("add old wide.npy", "wide.npy: vectors must have 16 columns as old has, got 17"),
     ("add old nan.npy", "nan.npy: vectors must be finite in float32, got nan in row 40"),
-    ("add old new.h5", "several 2-D float datasets, name one with --dataset"),
+    ("add old new.h5", "several 2-D float datasets, one must be named (build --dataset)"),
     ("add old new.npy --threads 0", "threads must be from 1 to 1024, got 0"),
     ("add old new.npy --ids names", "names: no such file, and new.npy has no dataset of that name"),
     ("add old new.npy --ids folder", "folder cannot be read: Is a directory"),

@@ -70,7 +70,10 @@ CASES = [
     ("build text.h5", "text.h5: not an HDF5 file"),
     ("build text.txt", "text.txt: the extension must be one of"),
     ("build none.h5", "none.h5: no 2-D float dataset for the base, got 'ids' (5,) int64"),
-    ("build several.h5", "several.h5: several 2-D float datasets, name one with --dataset: 'a' (60, 8) float32, 'b'"),
+    (
+        "build several.h5",
+        "several.h5: several 2-D float datasets, one must be named (build --dataset): 'a' (60, 8) float32, 'b'",
+    ),
     ("build several.h5 --dataset c", "no dataset 'c' in the file"),
     ("search index.tq good.h5 --output good.h5 --force", "good.h5 exists and does not hold search results"),
     ("search index.tq wide.npy --output wide.npy --force", "wide.npy exists and does not hold search results"),

@@ -74,7 +74,7 @@ def test_several_candidates_are_listed(tmp_path, refused):
     with h5py.File(path, "w") as file:
         file["a"], file["g/b"], file["neighbors"] = make(n=3), make(n=2, dtype="float64"), make()
         file["ids"] = np.arange(3)
-    words = "several 2-D float datasets, name one with --dataset: 'a' (3, 7) float32, 'g/b' (2, 7) float64"
+    words = "several 2-D float datasets, one must be named (build --dataset): 'a' (3, 7) float32, 'g/b' (2, 7) float64"
     assert refused(path, words).endswith(words)
 
 

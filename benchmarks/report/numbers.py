@@ -35,7 +35,8 @@ def timing(spread: dict[str, float] | None) -> str:
     if spread["high"] < _NOTHING:
         return "0"
     low, high = significant(spread["low"]), significant(spread["high"])
-    return f"{significant(spread['median'])} ({low}-{high})"
+    median = significant(spread["median"])
+    return median if low == high else f"{median} ({low}-{high})"
 
 
 def ratio(value: float | None) -> str:

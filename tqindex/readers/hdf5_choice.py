@@ -58,7 +58,9 @@ def _only_candidate(path: Path, file: h5py.File, role: Role) -> h5py.Dataset:
     if not candidates:
         raise FileFormatError(f"{path}: no 2-D float dataset for the {role}, got {_list(datasets)}")
     if len(candidates) > 1:
-        raise FileFormatError(f"{path}: several 2-D float datasets, name one with --dataset: {_list(candidates)}")
+        raise FileFormatError(
+            f"{path}: several 2-D float datasets, one must be named (build --dataset): {_list(candidates)}"
+        )
     return candidates[0]
 
 
