@@ -6,13 +6,15 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from tqindex.codec.trellis import FARTHEST, METRIC_SHIFT, WINDOW
+from tqindex.codec.trellis import FARTHEST, METRIC_SHIFT, UNREACHED, WINDOW
 from tqindex.kernels.simd import BIT, INT, LONG, address, call, cgutils, constant, load
 
 #: Rows that are encoded at once.
 ROWS = 32
 _SHORT = ir.IntType(16)
 _SHORTS = ir.VectorType(_SHORT, ROWS)
+#: Coordinates after which every state is reached, whatever the width.
+_STEPS_TO_ALL = 3
 
 
 def make_find_paths(bits: int) -> Any:
@@ -20,11 +22,11 @@ def make_find_paths(bits: int) -> Any:
 
     find_paths(targets, n, levels, costs, choices): targets i16, flat [n][ROWS]; levels i16, flat [windows][ROWS], each
     in all lanes; costs u16, flat [2][states][ROWS], the first half the costs to begin with, in turns overwritten;
-    choices u32, flat [n][states][bits], written.
+    choices u32, flat [n][states][2**bits - 1], written.
 
-    A state is a window without its first `bits` bits, which are a path's choice: bit r of the words `choices` of a
-    state tell row r's, most significant first. The smallest of equally good choices is taken. All costs are lowered by
-    their least after every coordinate, in passing.
+    A state is a window without its first `bits` bits, which are a path's choice. It is found in rounds, whose results
+    are the words of `choices`: bit r tells for row r whether the upper half of the choices was better, then for either
+    half which half of that, and so on. All costs are lowered by their least after every coordinate, in passing.
     """
 
     @intrinsic
@@ -66,7 +68,7 @@ class _Paths:
             value = self._at(self.targets, loop.index)
             lowered = builder.load(least)
             builder.store(constant(_SHORTS, -1), least)
-            words = builder.gep(self.choices, [builder.mul(loop.index, LONG(self.states * self.bits))])
+            words = builder.gep(self.choices, [builder.mul(loop.index, LONG(self.states * (self.branches - 1)))])
             with cgutils.for_range(builder, LONG(self.groups)) as group:
                 before = [
                     builder.sub(self._at(source, builder.add(group.index, LONG(self.groups * branch))), lowered)
@@ -77,6 +79,15 @@ class _Paths:
                     cost = self._reach(state, value, before, words)
                     builder.store(cost, builder.gep(target, [state])).align = 2
                     builder.store(self._min(builder.load(least), cost), least)
+            with builder.if_then(builder.icmp_signed("<", loop.index, LONG(_STEPS_TO_ALL))):
+                self._limit(target, builder.load(least))
+
+    def _limit(self, costs: Any, least: Any) -> None:
+        """Keep costs within UNREACHED of the least, so that the next coordinate's do not exceed 16 bits."""
+        builder = self.builder
+        with cgutils.for_range(builder, LONG(self.states)) as loop:
+            lowered = self._min(builder.sub(self._at(costs, loop.index), least), constant(_SHORTS, UNREACHED))
+            builder.store(builder.add(lowered, least), builder.gep(costs, [loop.index])).align = 2
 
     def _reach(self, state: Any, value: Any, before: list[Any], words: Any) -> Any:
         """Return the least cost of a state; writes the words that tell by which branch."""
@@ -84,12 +95,8 @@ class _Paths:
         sums = []
         for branch, cost in enumerate(before):
             level = self._at(self.levels, builder.add(state, LONG(self.states * branch)))
-            sums.append(self._call("uadd.sat", cost, self._metric(value, level)))
-        least, chosen = self._choose(sums)
-        first = builder.mul(state, LONG(self.bits))
-        for place, word in enumerate(chosen):
-            builder.store(word, builder.gep(words, [builder.add(first, LONG(place))])).align = 4
-        return least
+            sums.append(builder.add(cost, self._metric(value, level)))
+        return self._choose(sums, builder.gep(words, [builder.mul(state, LONG(self.branches - 1))]))
 
     def _metric(self, value: Any, level: Any) -> Any:
         """Return the squared difference, clipped and without its last bits."""
@@ -98,24 +105,19 @@ class _Paths:
         difference = self._min(difference, constant(_SHORTS, FARTHEST))
         return builder.lshr(builder.mul(difference, difference), constant(_SHORTS, METRIC_SHIFT))
 
-    def _choose(self, sums: list[Any]) -> tuple[Any, list[Any]]:
-        """Return the least of the sums, and the bits of its number as words, the first of equals."""
+    def _choose(self, sums: list[Any], words: Any, number: int = 0) -> Any:
+        """Return the least of the sums; writes where it is as words, this round's as the given number."""
         if len(sums) == 1:
-            return sums[0], []
+            return sums[0]
         builder, half = self.builder, len(sums) // 2
-        (lower, lower_words), (upper, upper_words) = self._choose(sums[:half]), self._choose(sums[half:])
+        lower = self._choose(sums[:half], words, 2 * number + 1)
+        upper = self._choose(sums[half:], words, 2 * number + 2)
         word = builder.bitcast(builder.icmp_unsigned("<", upper, lower), INT)
-        chosen = [
-            builder.xor(low, builder.and_(builder.xor(low, high), word))
-            for low, high in zip(lower_words, upper_words, strict=True)
-        ]
-        return self._min(lower, upper), [word, *chosen]
+        builder.store(word, builder.gep(words, [LONG(number)])).align = 4
+        return self._min(lower, upper)
 
     def _min(self, a: Any, b: Any) -> Any:
-        return self._call("umin", a, b)
-
-    def _call(self, name: str, a: Any, b: Any) -> Any:
-        return call(self.builder, f"llvm.{name}.v{ROWS}i16", _SHORTS, [a, b])
+        return call(self.builder, f"llvm.umin.v{ROWS}i16", _SHORTS, [a, b])
 
     def _at(self, vectors: Any, index: Any) -> Any:
         value = load(self.builder, self.builder.gep(vectors, [index]))

@@ -19,7 +19,7 @@ from tqindex.kernels.simd_viterbi import ROWS, make_find_paths
 Float32Array = npt.NDArray[np.float32]
 
 #: Coordinates whose targets are written together, each row's in turn: so many lines of them stay in cache.
-_TOGETHER = 16
+_TOGETHER = 64
 _find_paths2, _find_paths3, _find_paths4 = (make_find_paths(bits) for bits in TRELLIS_BITS)
 # Numba's types give intrinsics the arguments of their code generators.
 _store_planes: Any = store_planes
@@ -37,10 +37,11 @@ class TrellisQuantiser:
         stride = (dim + 63) // 64 * 64 | 64
         self._room = (
             make_room(dim * ROWS, np.int16),
+            make_room(_TOGETHER, np.int16),
             make_room(2 * states * ROWS, np.uint16),
-            make_room(dim * states * bits, np.uint32),
+            make_room(dim * states * (2**bits - 1), np.uint32),
             np.zeros(ROWS * stride, np.uint8),
-            np.empty(ROWS, np.int64),
+            np.empty(ROWS, np.uint64),
             make_room(dim),
             make_room(dim + CHUNK, np.float64),
         )
@@ -67,17 +68,17 @@ def quantise_by_trellis(
     constants : (bits, units of a target for 1, the codebook's step)
     tables : (levels in units of a target, int16, each ROWS times; levels, float32 (WINDOWS,))
     planes, scales : as for `tqindex.kernels.encode.quantise_rows`
-    room : (targets, costs, choices, windows, states, levels, terms), as `TrellisQuantiser` allocates them
+    room : (targets, rounded, costs, choices, windows, states, levels, terms), as `TrellisQuantiser` allocates them
     """
     n, dim = y.shape
     bits, units, step = constants
     window_units, window_levels = tables
-    targets, costs, choices, windows, states, levels, terms = room
+    targets, rounded, costs, choices, windows, states, levels, terms = room
     root, width, stride = np.sqrt(np.float64(dim)), planes.shape[1] // bits, windows.shape[0] // ROWS
     flat_y, flat_planes = y.reshape(y.size), planes.reshape(planes.size)
     for first in range(0, n, ROWS):
         rows = min(ROWS, n - first)
-        _write_targets(flat_y, first * dim, rows, dim, units, targets)
+        _write_targets(flat_y, first * dim, rows, dim, units, rounded, targets)
         _find_windows(bits, targets, dim, window_units, costs, choices, states, windows, stride)
         for lane in range(rows):
             r = first + lane
@@ -95,17 +96,24 @@ def quantise_by_trellis(
 
 
 @inner_kernel
-def _write_targets(y: Any, at: int, rows: int, dim: int, units: float, targets: Any) -> None:
+def _write_targets(y: Any, at: int, rows: int, dim: int, units: float, rounded: Any, targets: Any) -> None:
     """Write `rows` rows of y, from `at` on, as integers: flat [dim][ROWS]."""
     for first in range(0, dim, _TOGETHER):
-        last = min(first + _TOGETHER, dim)
+        count = min(_TOGETHER, dim - first)
         for lane in range(rows):
-            for j in range(first, last):
-                value = np.rint(np.float64(y[at + lane * dim + j]) * units)
-                # In this order NaN, which the caller refuses, becomes a number too.
-                value = value if value > -LIMIT else -float(LIMIT)
-                value = value if value < LIMIT else float(LIMIT)
-                targets[j * ROWS + lane] = np.int16(value)
+            _round(y, at + lane * dim + first, count, units, rounded)
+            for j in range(count):
+                targets[(first + j) * ROWS + lane] = rounded[j]
+
+
+@inner_kernel
+def _round(y: Any, at: int, n: int, units: float, rounded: Any) -> None:
+    for j in range(n):
+        value = np.rint(np.float64(y[at + j]) * units)
+        # In this order NaN, which the caller refuses, becomes a number too.
+        value = value if value > -LIMIT else -float(LIMIT)
+        value = value if value < LIMIT else float(LIMIT)
+        rounded[j] = np.int16(value)
 
 
 @inner_kernel
@@ -152,20 +160,24 @@ def _begin_at_ends(costs: Any, dim: int, states: Any) -> None:
 
 def _make_trace_back(bits: int) -> Any:
     """Return the part that follows the choices back from the last coordinate."""
-    n_states = 2 ** (WINDOW - bits)
+    n_states, rounds = 2 ** (WINDOW - bits), 2**bits - 1
 
     @inner_kernel
     def trace_back(choices: Any, dim: int, states: Any, windows: Any, stride: int) -> None:
-        for j in range(dim - 1, -1, -1):
-            for lane in range(ROWS):
+        # Unsigned numbers, for which no index is looked at whether it counts from the end.
+        for j in range(np.uint64(dim)):
+            place = np.uint64(dim - 1) - j
+            for lane in range(np.uint64(ROWS)):
                 state = states[lane]
-                at = (j * n_states + state) * bits
-                window = np.int64(0)
-                for place in range(bits):
-                    window = 2 * window + ((choices[at + place] >> np.uint32(lane)) & np.uint32(1))
-                window = window * n_states + state
-                windows[lane * stride + j] = window
-                states[lane] = window >> bits
+                at = (place * np.uint64(n_states) + state) * np.uint64(rounds)
+                # Rounds are numbered as a heap: 0, then 1 or 2, then 3 to 6; what follows the last is the choice.
+                number = np.uint64(0)
+                for _ in range(bits):
+                    word = choices[at + number] >> np.uint32(lane)
+                    number = np.uint64(2) * number + np.uint64(1) + np.uint64(word & np.uint32(1))
+                window = (number - np.uint64(rounds)) * np.uint64(n_states) + state
+                windows[lane * np.uint64(stride) + place] = np.uint8(window)
+                states[lane] = window >> np.uint64(bits)
 
     return trace_back
 
