@@ -35,6 +35,7 @@ CODECS: list[dict[str, Any]] = [
         for k in ("orthogonal", "gaussian")
         for s in ("unbiased", "paper")
     ),
+    *({"bits": bits, "kind": "trellis", "scale": s} for bits in (2, 3, 4) for s in ("unbiased", "paper")),
     *({"bits": bits, "kind": "mse", "scale": "unbiased", "effort": "search"} for bits in (2, 3, 4)),
     *({"bits": bits, "kind": "prod", "scale": "unbiased", "effort": "search"} for bits in (3, 4)),
 ]

@@ -1,0 +1,147 @@
+"""Blocks of trellis codes: the levels of their windows, and bits of bytes as planes.
+
+A trellis code is a stream to which every coordinate adds its `bits` bits. A coordinate's level is the one that its
+window names: the last WINDOW bits of the stream (`tqindex.codec.trellis`).
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from tqindex.codec.trellis import WINDOW
+from tqindex.kernels.simd import (
+    BIT,
+    BYTE,
+    BYTES,
+    INT,
+    LONG,
+    Operations,
+    address,
+    call,
+    cgutils,
+    constant,
+    load,
+    splat,
+)
+from tqindex.kernels.simd_quantise import store_bits
+from tqindex.kernels.simd_sums import CHUNK, for_chunks
+
+#: Windows that there are, and entries of a table of their levels.
+WINDOWS = 2**WINDOW
+_CHUNK = ir.VectorType(BYTE, CHUNK)
+_WORDS = ir.VectorType(LONG, WINDOW)
+
+
+class WindowLevels:
+    """Levels of windows, u8 from a table of WINDOWS entries: what `CodeLevels` is for single codes."""
+
+    planes = (2, 0), (2, 1), (2, 2)
+
+    def __init__(self, builder: Any, operations: Operations, table: Any) -> None:
+        self._builder, self._operations, self._look_up = builder, operations, operations.windows(builder, table)
+        self._before: list[Any] = []
+
+    def begin(self, bits: int) -> None:
+        """Prepare for a row's codes of so many bits, before which stand zeros."""
+        lags = (1,) if 2 * bits >= WINDOW else (1, 2)
+        self._before = [(lag, cgutils.alloca_once(self._builder, BYTES)) for lag in lags]
+        for _, place in self._before:
+            self._builder.store(ir.Constant(BYTES, None), place)
+
+    def next(self, row: Any, i: Any, leading: int, others: int) -> Any:
+        """Return the levels of the 64 coordinates of bytes i..i + 8.
+
+        What is known of each window doubles: codes of one coordinate, of two, of four. Bits beyond a byte are lost.
+        """
+        builder, known = self._builder, row.codes(i, leading, others, self._operations)
+        for lag, place in self._before:
+            lanes = ir.Constant(ir.VectorType(INT, 64), list(range(64 - lag, 128 - lag)))
+            earlier = builder.shuffle_vector(builder.load(place), known, lanes)
+            builder.store(known, place)
+            known = builder.or_(known, builder.shl(earlier, constant(BYTES, lag * (leading + others))))
+        return self._look_up(known)
+
+
+class MatrixWindowLevels:
+    """The same by AVX-512 VBMI, VBMI2 and GFNI: windows are the transpose of words that hold one bit of each."""
+
+    planes = WindowLevels.planes
+
+    def __init__(self, builder: Any, operations: Operations, table: Any) -> None:
+        self._builder, self._before = builder, cgutils.alloca_once(builder, _WORDS)
+        places = [builder.bitcast(builder.gep(table, [LONG(i)]), BYTES.as_pointer()) for i in range(0, WINDOWS, 64)]
+        self._parts = [load(builder, place) for place in places]
+
+    def begin(self, bits: int) -> None:
+        """Prepare for a row's codes, before which stand zeros."""
+        self._builder.store(ir.Constant(_WORDS, None), self._before)
+
+    def next(self, row: Any, i: Any, leading: int, others: int) -> Any:
+        """Return the levels of the 64 coordinates of bytes i..i + 8."""
+        builder, bits = self._builder, leading + others
+        # Of a window's bits from the highest on: which plane they are of, how many coordinates earlier.
+        planes = [bits - 1 - place % bits for place in reversed(range(WINDOW))]
+        lags = [place // bits for place in reversed(range(WINDOW))]
+
+        def in_lanes(words: list[Any]) -> list[Any]:
+            vector = splat(builder, words[0], _WORDS)
+            for plane, word in enumerate(words[1:], start=1):
+                chosen = ir.Constant(ir.VectorType(BIT, WINDOW), [int(of == plane) for of in planes])
+                vector = builder.select(chosen, splat(builder, word, _WORDS), vector)
+            return [vector]
+
+        (words,) = row.read(i, leading, others, in_lanes)
+        before = builder.load(self._before)
+        builder.store(words, self._before)
+        shifted = call(builder, "llvm.fshl.v8i64", _WORDS, [words, before, ir.Constant(_WORDS, lags)])
+        return self._look_up(self._transposed(shifted))
+
+    def _transposed(self, words: Any) -> Any:
+        """Return the 64 windows of which each word has one bit: bytes to their eight coordinates, then their bits."""
+        builder, words = self._builder, self._builder.bitcast(words, BYTES)
+        order = ir.Constant(ir.VectorType(INT, 64), [8 * (i % 8) + i // 8 for i in range(64)])
+        matrices = builder.shuffle_vector(words, words, order)
+        unit = ir.Constant(BYTES, [1 << i % 8 for i in range(64)])
+        return call(builder, "llvm.x86.vgf2p8affineqb.512", BYTES, [unit, matrices, BYTE(0)])
+
+    def _look_up(self, windows: Any) -> Any:
+        """Return the entries of the table's two halves by the lower seven bits, then one of each two."""
+        name, builder = "llvm.x86.avx512.vpermi2var.qi.512", self._builder
+        lower, upper = (call(builder, name, BYTES, [self._parts[i], windows, self._parts[i + 1]]) for i in (0, 2))
+        return builder.select(builder.icmp_signed("<", windows, ir.Constant(BYTES, None)), upper, lower)
+
+
+@intrinsic
+def store_planes(
+    typing_context: Any, source: Any, at: Any, n: Any, bits: Any, planes: Any, plane_at: Any, width: Any
+) -> Any:
+    """Write the lowest `bits` bits of n bytes as planes of `width` bytes, u8, the most significant first.
+
+    source: u8, from `at` on, of which a multiple of 16 can be read; planes: from `plane_at` on.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        v_source, v_at, v_n, v_bits, v_planes, v_plane_at, v_width = arguments
+        t_source, t_planes = signature.args[0], signature.args[4]
+
+        def body(j: Any, inside: Any) -> None:
+            values = load(builder, address(context, builder, t_source, v_source, builder.add(v_at, j), _CHUNK))
+            first = builder.lshr(j, LONG(3))
+            room = builder.sub(v_width, first)
+            place = builder.add(v_plane_at, first)
+            with cgutils.for_range(builder, v_bits) as loop:
+                weight = builder.shl(
+                    BYTE(1), builder.trunc(builder.sub(builder.sub(v_bits, LONG(1)), loop.index), BYTE)
+                )
+                weights = builder.and_(values, splat(builder, weight, _CHUNK))
+                mask = builder.icmp_unsigned("!=", weights, ir.Constant(_CHUNK, None))
+                index = builder.add(place, builder.mul(v_width, loop.index))
+                store_bits(builder, mask, address(context, builder, t_planes, v_planes, index, BYTE), inside, room)
+
+        for_chunks(builder, v_n, body)
+        return context.get_dummy_value()
+
+    i = types.intp
+    return types.void(source, i, i, i, planes, i, i), codegen
