@@ -168,7 +168,7 @@ def test_from_the_command_line(cli: Any, write_ann: Any, tmp_path: Path) -> None
     assert float(out.split("recall@10 ")[1].split()[0]) > 0.7
     assert cli("verify", tmp_path / "words.tq")[0] == 0
     code, _, err = cli("build", ann, "-o", tmp_path / "b", "--codec", "trellis", "--bits", 8)
-    assert (code, err) == (1, "Error: bits of kind 'trellis' must be one of 2, 3, 4; got 8\n")
+    assert (code, err) == (2, "Error: bits of kind 'trellis' must be one of 2, 3, 4; got 8\n")
 
 
 def test_what_has_no_kernels_for_it_refuses_it() -> None:
@@ -184,8 +184,8 @@ def recall(index: tq.Index, rows: npt.NDArray[np.float32], queries: npt.NDArray[
     return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)]))
 
 
-@pytest.mark.parametrize("bits", TRELLIS_BITS)
-def test_more_is_found_than_by_scalar_codes(bits: int, gaussian_rows: Any) -> None:
+@pytest.mark.parametrize(("bits", "more"), [(2, 0.06), (3, 0.03), (4, 0.01)])
+def test_more_is_found_than_by_scalar_codes(bits: int, more: float, gaussian_rows: Any) -> None:
     rows, queries = gaussian_rows(2000, 96, 1), gaussian_rows(200, 96, 2)
     ours, scalar = (recall(tq.Index(96, bits, "ip", codec), rows, queries) for codec in ("trellis", "mse"))
-    assert ours > scalar + 0.02
+    assert ours > scalar + more

@@ -283,7 +283,7 @@ class Codec:
     def _levels(self, codes: Codes) -> tuple[Float32Array, Float32Array]:
         """Quantised values z and sketch signs of every row, float32 (n, dim) each."""
         combined = unpack_codes(codes.packed, self.dim, self.bits)
-        z = combined >> 1 if self.kind == "prod" else combined
+        z = combined >> np.uint8(1) if self.kind == "prod" else combined
         signs = (combined & 1).astype(np.float32) * 2 - 1
         values = self.codebook.step * (self.codebook.expand(z).astype(np.float64) + self.codebook.offset)
         return values.astype(np.float32), signs
@@ -341,7 +341,7 @@ class Codec:
     def _estimate(self, queries: QueryCodes, codes: Codes) -> Float32Array:
         """float32 scores in the order of operations that kernels keep."""
         combined = unpack_codes(codes.packed, self.dim, self.bits)
-        levels = self.codebook.expand(combined >> 1 if self.kind == "prod" else combined)
+        levels = self.codebook.expand(combined >> np.uint8(1) if self.kind == "prod" else combined)
         products = _integer_products(queries.levels, levels)
         if self.codebook.offset:
             products = 2 * products + queries.sums[:, np.newaxis]
