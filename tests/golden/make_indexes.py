@@ -34,7 +34,7 @@ _CASES: list[tuple[str, int, int, dict[str, Any], bool]] = [
     ("v2-prod-3-ip-emptied", 33, 9, {"bits": 3, "metric": "ip", "codec": "prod"}, False),
     ("v2-mse-4-l2-originals", 35, 11, {"bits": 4, "metric": "l2", "originals": "float16"}, False),
     ("v3-trellis-2-cosine-centred", 100, 70, {"bits": 2, "metric": "cosine", "codec": "trellis"}, False),
-    ("v3-trellis-3-ip", 33, 9, {"bits": 3, "metric": "ip", "codec": "trellis"}, False),
+    ("v3-trellis-3-ip", 33, 11, {"bits": 3, "metric": "ip", "codec": "trellis"}, False),
     ("v3-trellis-4-l2-ids", 65, 75, {"bits": 4, "metric": "l2", "codec": "trellis"}, True),
 ]
 
