@@ -11,8 +11,8 @@ error (Viterbi's algorithm). This is trellis-coded quantisation (Marcellin and F
 register (bitshift trellis: QTIP, arXiv 2406.11235).
 
 The encoder also chooses the 8 - b bits before the row, its start w_{-1}. In 100 dimensions that saves a tenth of the
-error that a start of zeros would leave, and it takes no byte: the lowest 8 bits of a row's scale, a float32, hold it. The
-scale is the nearest that does, at most 2**-16 of its size away, and it is used as it is.
+error that a start of zeros would leave, and it takes no byte: the lowest 8 bits of a row's scale, a float32, hold it.
+The scale is the nearest that does, at most 2**-16 of its size away, and it is used as it is.
 
 The levels are constants, made for the normal law by `tqindex.bench.trellis`: a rotated row's coordinates have nearly
 that law in any dimension (`tqindex.codec.codebook` has the exact one).
@@ -50,7 +50,7 @@ LIMIT = 4095
 #: Distances count up to here, and their squares are shifted by so many bits: metrics below 2**14.
 FARTHEST, METRIC_SHIFT = 255, 2
 #: Bits of a scale that hold a start.
-_START_BITS = 8
+START_BITS = 8
 _MAGNITUDE = np.uint32(2**31 - 1)
 #: Levels of a damaged file must not leave int16.
 _MOST_FINENESS = 16
@@ -165,8 +165,8 @@ def with_starts(scales: Float32Array, starts: UInt8Array) -> Float32Array:
     """Return the nearest scales, float32 (n,), whose lowest 8 bits are the starts, uint8 (n,)."""
     bits = scales.view(np.uint32)
     magnitudes = (bits & _MAGNITUDE).astype(np.int64)
-    kept = np.maximum((magnitudes - starts + 2 ** (_START_BITS - 1)) >> _START_BITS, 0).astype(np.uint32)
-    held: Float32Array = (bits & ~_MAGNITUDE | kept << np.uint32(_START_BITS) | starts).view(np.float32)
+    kept = np.maximum((magnitudes - starts + 2 ** (START_BITS - 1)) >> START_BITS, 0).astype(np.uint32)
+    held: Float32Array = (bits & ~_MAGNITUDE | kept << np.uint32(START_BITS) | starts).view(np.float32)
     return held
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tqindex.codec.trellis import LIMIT, TRELLIS_BITS, UNREACHED, WINDOW, TrellisCodebook
+from tqindex.codec.trellis import LIMIT, TRELLIS_BITS, WINDOW, TrellisCodebook
 from tqindex.kernels.compile import inner_kernel, kernel
 from tqindex.kernels.encode import inner_product, make_room, quotient
 from tqindex.kernels.simd_sums import CHUNK
-from tqindex.kernels.simd_trellis import store_planes
+from tqindex.kernels.simd_trellis import store_planes, with_start
 from tqindex.kernels.simd_viterbi import ROWS, make_find_paths
 
 Float32Array = npt.NDArray[np.float32]
@@ -23,6 +23,7 @@ _TOGETHER = 64
 _find_paths2, _find_paths3, _find_paths4 = (make_find_paths(bits) for bits in TRELLIS_BITS)
 # Numba's types give intrinsics the arguments of their code generators.
 _store_planes: Any = store_planes
+_with_start: Any = with_start
 
 
 class TrellisQuantiser:
@@ -92,7 +93,7 @@ def quantise_by_trellis(
             factor = 1.0
             if unbiased:
                 factor = quotient(np.float64(dim), inner_product(flat_y, r * dim, levels, 0, dim, terms) * step)
-            scales[r] = np.float32(norms[r] / root * factor)
+            scales[r] = _with_start(np.float32(norms[r] / root * factor), np.int64(states[lane]))
 
 
 @inner_kernel
@@ -129,8 +130,7 @@ def _find_windows(
     stride: int,
 ) -> None:
     """Write the windows of each lane's best stream, u8, `stride` bytes apart."""
-    costs[:ROWS] = 0
-    costs[ROWS : costs.shape[0] // 2] = UNREACHED
+    costs[: costs.shape[0] // 2] = 0
     if bits == 2:
         _find_paths2(targets, dim, window_units, costs, choices)
         _begin_at_ends(costs, dim, states)
