@@ -1,4 +1,4 @@
-"""Blocks of trellis codes: the levels of their windows, and bits of bytes as planes.
+"""Levels of trellis codes, 64 coordinates at a time.
 
 A trellis code is a stream to which every coordinate adds its `bits` bits. A coordinate's level is the one that its
 window names: the last WINDOW bits of the stream (`tqindex.codec.trellis`).
@@ -7,8 +7,6 @@ window names: the last WINDOW bits of the stream (`tqindex.codec.trellis`).
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from tqindex.codec.trellis import WINDOW
 from tqindex.kernels.simd import (
@@ -18,19 +16,15 @@ from tqindex.kernels.simd import (
     INT,
     LONG,
     Operations,
-    address,
     call,
     cgutils,
     constant,
     load,
     splat,
 )
-from tqindex.kernels.simd_quantise import store_bits
-from tqindex.kernels.simd_sums import CHUNK, for_chunks
 
 #: Windows that there are, and entries of a table of their levels.
 WINDOWS = 2**WINDOW
-_CHUNK = ir.VectorType(BYTE, CHUNK)
 _WORDS = ir.VectorType(LONG, WINDOW)
 
 
@@ -111,37 +105,3 @@ class MatrixWindowLevels:
         name, builder = "llvm.x86.avx512.vpermi2var.qi.512", self._builder
         lower, upper = (call(builder, name, BYTES, [self._parts[i], windows, self._parts[i + 1]]) for i in (0, 2))
         return builder.select(builder.icmp_signed("<", windows, ir.Constant(BYTES, None)), upper, lower)
-
-
-@intrinsic
-def store_planes(
-    typing_context: Any, source: Any, at: Any, n: Any, bits: Any, planes: Any, plane_at: Any, width: Any
-) -> Any:
-    """Write the lowest `bits` bits of n bytes as planes of `width` bytes, u8, the most significant first.
-
-    source: u8, from `at` on, of which a multiple of 16 can be read; planes: from `plane_at` on.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        v_source, v_at, v_n, v_bits, v_planes, v_plane_at, v_width = arguments
-        t_source, t_planes = signature.args[0], signature.args[4]
-
-        def body(j: Any, inside: Any) -> None:
-            values = load(builder, address(context, builder, t_source, v_source, builder.add(v_at, j), _CHUNK))
-            first = builder.lshr(j, LONG(3))
-            room = builder.sub(v_width, first)
-            place = builder.add(v_plane_at, first)
-            with cgutils.for_range(builder, v_bits) as loop:
-                weight = builder.shl(
-                    BYTE(1), builder.trunc(builder.sub(builder.sub(v_bits, LONG(1)), loop.index), BYTE)
-                )
-                weights = builder.and_(values, splat(builder, weight, _CHUNK))
-                mask = builder.icmp_unsigned("!=", weights, ir.Constant(_CHUNK, None))
-                index = builder.add(place, builder.mul(v_width, loop.index))
-                store_bits(builder, mask, address(context, builder, t_planes, v_planes, index, BYTE), inside, room)
-
-        for_chunks(builder, v_n, body)
-        return context.get_dummy_value()
-
-    i = types.intp
-    return types.void(source, i, i, i, planes, i, i), codegen
