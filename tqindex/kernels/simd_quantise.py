@@ -53,7 +53,7 @@ def make_quantise_row(bits: int) -> Any:
                 for plane, mask in enumerate(masks):
                     place = builder.add(v_plane_at, builder.add(builder.mul(v_width, LONG(plane)), first))
                     pointer = address(context, builder, t_planes, v_planes, place, BYTE)
-                    store_bits(builder, mask, pointer, inside, builder.sub(v_width, first))
+                    _store_bits(builder, mask, pointer, inside, builder.sub(v_width, first))
 
             for_chunks(builder, v_n, body)
             return context.get_dummy_value()
@@ -100,7 +100,7 @@ def _quantise_uniformly(builder: Any, bits: int, step: Any) -> Any:
     return quantise
 
 
-def store_bits(builder: Any, mask: Any, pointer: Any, inside: Any, room: Any) -> None:
+def _store_bits(builder: Any, mask: Any, pointer: Any, inside: Any, room: Any) -> None:
     """Store 16 bits, lowest first; where not all are inside, only the bytes that there is room for."""
     if inside is None:
         pair = builder.bitcast(pointer, _SHORT.as_pointer())

@@ -1,4 +1,4 @@
-"""Blocks of trellis codes: the levels of their windows, and bits of bytes as planes.
+"""Levels of trellis codes, 64 coordinates at a time.
 
 A trellis code is a stream to which every coordinate adds its `bits` bits. A coordinate's level is the one that its
 window names: the last WINDOW bits of the stream (`tqindex.codec.trellis`).
@@ -25,12 +25,9 @@ from tqindex.kernels.simd import (
     load,
     splat,
 )
-from tqindex.kernels.simd_quantise import store_bits
-from tqindex.kernels.simd_sums import CHUNK, for_chunks
 
 #: Windows that there are, and entries of a table of their levels.
 WINDOWS = 2**WINDOW
-_CHUNK = ir.VectorType(BYTE, CHUNK)
 _WORDS = ir.VectorType(LONG, WINDOW)
 
 
@@ -149,37 +146,3 @@ def with_start(typing_context: Any, scale: Any, start: Any) -> Any:
         return builder.bitcast(builder.trunc(held, INT), arguments[0].type)
 
     return types.float32(types.float32, types.intp), codegen
-
-
-@intrinsic
-def store_planes(
-    typing_context: Any, source: Any, at: Any, n: Any, bits: Any, planes: Any, plane_at: Any, width: Any
-) -> Any:
-    """Write the lowest `bits` bits of n bytes as planes of `width` bytes, u8, the most significant first.
-
-    source: u8, from `at` on, of which a multiple of 16 can be read; planes: from `plane_at` on.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        v_source, v_at, v_n, v_bits, v_planes, v_plane_at, v_width = arguments
-        t_source, t_planes = signature.args[0], signature.args[4]
-
-        def body(j: Any, inside: Any) -> None:
-            values = load(builder, address(context, builder, t_source, v_source, builder.add(v_at, j), _CHUNK))
-            first = builder.lshr(j, LONG(3))
-            room = builder.sub(v_width, first)
-            place = builder.add(v_plane_at, first)
-            with cgutils.for_range(builder, v_bits) as loop:
-                weight = builder.shl(
-                    BYTE(1), builder.trunc(builder.sub(builder.sub(v_bits, LONG(1)), loop.index), BYTE)
-                )
-                weights = builder.and_(values, splat(builder, weight, _CHUNK))
-                mask = builder.icmp_unsigned("!=", weights, ir.Constant(_CHUNK, None))
-                index = builder.add(place, builder.mul(v_width, loop.index))
-                store_bits(builder, mask, address(context, builder, t_planes, v_planes, index, BYTE), inside, room)
-
-        for_chunks(builder, v_n, body)
-        return context.get_dummy_value()
-
-    i = types.intp
-    return types.void(source, i, i, i, planes, i, i), codegen

@@ -12,7 +12,7 @@ from tqindex.kernels.simd import BIT, INT, LONG, address, call, cgutils, constan
 #: Rows that are encoded at once.
 ROWS = 32
 _SHORT = ir.IntType(16)
-_SHORTS = ir.VectorType(_SHORT, ROWS)
+SHORTS = ir.VectorType(_SHORT, ROWS)
 
 
 def make_find_paths(bits: int) -> Any:
@@ -20,7 +20,7 @@ def make_find_paths(bits: int) -> Any:
 
     find_paths(targets, n, levels, costs, choices): targets i16, flat [n][ROWS]; levels i16, flat [windows][ROWS], each
     in all lanes; costs u16, flat [2][states][ROWS], the first half the costs to begin with, in turns overwritten;
-    choices u32, flat [n][states][2**bits - 1], written.
+    choices u32, flat [n][states][2**bits], written but for each last one.
 
     A state is a window without its first `bits` bits, which are a path's choice. It is found in rounds, whose results
     are the words of `choices`: bit r tells for row r whether the upper half of the choices was better, then for either
@@ -32,7 +32,7 @@ def make_find_paths(bits: int) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             values = [
                 address(context, builder, signature.args[i], arguments[i], LONG(0), target)
-                for i, target in ((0, _SHORTS), (2, _SHORTS), (3, _SHORTS), (4, INT))
+                for i, target in ((0, SHORTS), (2, SHORTS), (3, SHORTS), (4, INT))
             ]
             _Paths(builder, bits, *values).emit(arguments[1])
             return context.get_dummy_value()
@@ -55,8 +55,8 @@ class _Paths:
     def emit(self, n: Any) -> None:
         """Emit the loop over n coordinates."""
         builder = self.builder
-        least = cgutils.alloca_once(builder, _SHORTS)
-        builder.store(ir.Constant(_SHORTS, None), least)
+        least = cgutils.alloca_once(builder, SHORTS)
+        builder.store(ir.Constant(SHORTS, None), least)
         with cgutils.for_range(builder, n) as loop:
             turn = builder.and_(loop.index, LONG(1))
             source, target = (
@@ -65,8 +65,8 @@ class _Paths:
             )
             value = self._at(self.targets, loop.index)
             lowered = builder.load(least)
-            builder.store(constant(_SHORTS, -1), least)
-            words = builder.gep(self.choices, [builder.mul(loop.index, LONG(self.states * (self.branches - 1)))])
+            builder.store(constant(SHORTS, -1), least)
+            words = builder.gep(self.choices, [builder.mul(loop.index, LONG(self.states * self.branches))])
             with cgutils.for_range(builder, LONG(self.groups)) as group:
                 before = [
                     builder.sub(self._at(source, builder.add(group.index, LONG(self.groups * branch))), lowered)
@@ -85,14 +85,14 @@ class _Paths:
         for branch, cost in enumerate(before):
             level = self._at(self.levels, builder.add(state, LONG(self.states * branch)))
             sums.append(builder.add(cost, self._metric(value, level)))
-        return self._choose(sums, builder.gep(words, [builder.mul(state, LONG(self.branches - 1))]))
+        return self._choose(sums, builder.gep(words, [builder.mul(state, LONG(self.branches))]))
 
     def _metric(self, value: Any, level: Any) -> Any:
         """Return the squared difference, clipped and without its last bits."""
         builder = self.builder
-        difference = call(builder, f"llvm.abs.v{ROWS}i16", _SHORTS, [builder.sub(value, level), BIT(0)])
-        difference = self._min(difference, constant(_SHORTS, FARTHEST))
-        return builder.lshr(builder.mul(difference, difference), constant(_SHORTS, METRIC_SHIFT))
+        difference = call(builder, f"llvm.abs.v{ROWS}i16", SHORTS, [builder.sub(value, level), BIT(0)])
+        difference = self._min(difference, constant(SHORTS, FARTHEST))
+        return builder.lshr(builder.mul(difference, difference), constant(SHORTS, METRIC_SHIFT))
 
     def _choose(self, sums: list[Any], words: Any, number: int = 0) -> Any:
         """Return the least of the sums; writes where it is as words, this round's as the given number."""
@@ -106,7 +106,7 @@ class _Paths:
         return self._min(lower, upper)
 
     def _min(self, a: Any, b: Any) -> Any:
-        return call(self.builder, f"llvm.umin.v{ROWS}i16", _SHORTS, [a, b])
+        return call(self.builder, f"llvm.umin.v{ROWS}i16", SHORTS, [a, b])
 
     def _at(self, vectors: Any, index: Any) -> Any:
         value = load(self.builder, self.builder.gep(vectors, [index]))

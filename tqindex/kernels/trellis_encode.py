@@ -9,20 +9,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tqindex.codec.packing import plane_bytes
 from tqindex.codec.trellis import LIMIT, TRELLIS_BITS, WINDOW, TrellisCodebook
 from tqindex.kernels.compile import inner_kernel, kernel
 from tqindex.kernels.encode import inner_product, make_room, quotient
+from tqindex.kernels.product import expand_row_portable
 from tqindex.kernels.simd_sums import CHUNK
-from tqindex.kernels.simd_trellis import store_planes, with_start
+from tqindex.kernels.simd_trace import make_trace_back, transpose_bits
+from tqindex.kernels.simd_trellis import with_start
 from tqindex.kernels.simd_viterbi import ROWS, make_find_paths
 
 Float32Array = npt.NDArray[np.float32]
 
 #: Coordinates whose targets are written together, each row's in turn: so many lines of them stay in cache.
 _TOGETHER = 64
+#: What makes a level a byte.
+_BIAS = 128
 _find_paths2, _find_paths3, _find_paths4 = (make_find_paths(bits) for bits in TRELLIS_BITS)
+_trace_back2, _trace_back3, _trace_back4 = (make_trace_back(bits) for bits in TRELLIS_BITS)
 # Numba's types give intrinsics the arguments of their code generators.
-_store_planes: Any = store_planes
+_transpose_bits: Any = transpose_bits
 _with_start: Any = with_start
 
 
@@ -30,19 +36,19 @@ class TrellisQuantiser:
     """What one worker keeps from block to block: tables of the levels, and room for ROWS rows."""
 
     def __init__(self, dim: int, book: TrellisCodebook) -> None:
-        bits, states = book.bits, 2 ** (WINDOW - book.bits)
-        targets, levels = make_room(ROWS * len(book.targets), np.int16), book.levels.astype(np.float32)
+        bits, states, width = book.bits, 2 ** (WINDOW - book.bits), plane_bytes(dim)
+        targets, levels = make_room(ROWS * len(book.targets), np.int16), book.levels.astype(np.int16) + _BIAS
         targets[:] = np.repeat(book.targets, ROWS)
-        self._constants, self._tables = (bits, book.fineness / book.step, book.step), (targets, levels)
-        # Odd numbers of lines, so that rows do not share a set of the cache.
-        stride = (dim + 63) // 64 * 64 | 64
+        self._constants, self._tables = (bits, book.fineness / book.step, book.step), (targets, levels.astype(np.uint8))
         self._room = (
             make_room(dim * ROWS, np.int16),
             make_room(_TOGETHER, np.int16),
             make_room(2 * states * ROWS, np.uint16),
-            make_room(dim * states * (2**bits - 1), np.uint32),
-            np.zeros(ROWS * stride, np.uint8),
-            np.empty(ROWS, np.uint64),
+            make_room(dim * 2**WINDOW, np.uint32),
+            np.zeros(bits * (-(-dim // ROWS) * ROWS), np.uint32),
+            np.empty(WINDOW - bits, np.uint32),
+            make_room(ROWS, np.uint32),
+            np.empty(8 * width, np.uint8),
             make_room(dim),
             make_room(dim + CHUNK, np.float64),
         )
@@ -67,33 +73,35 @@ def quantise_by_trellis(
     """Write the planes of rows y, float32 (n, dim), and their scales; zeros for rows of norm 0.
 
     constants : (bits, units of a target for 1, the codebook's step)
-    tables : (levels in units of a target, int16, each ROWS times; levels, float32 (WINDOWS,))
+    tables : (levels in units of a target, int16, each ROWS times; levels and _BIAS, u8 (windows,))
     planes, scales : as for `tqindex.kernels.encode.quantise_rows`
-    room : (targets, rounded, costs, choices, windows, states, levels, terms), as `TrellisQuantiser` allocates them
+    room : (targets, rounded, costs, choices, codes, starts, square, expanded, levels, terms), as `TrellisQuantiser`
+        allocates them
     """
     n, dim = y.shape
     bits, units, step = constants
-    window_units, window_levels = tables
-    targets, rounded, costs, choices, windows, states, levels, terms = room
-    root, width, stride = np.sqrt(np.float64(dim)), planes.shape[1] // bits, windows.shape[0] // ROWS
+    window_units, table = tables
+    targets, rounded, costs, choices, codes, starts, square, expanded, levels, terms = room
+    root, width = np.sqrt(np.float64(dim)), planes.shape[1] // bits
     flat_y, flat_planes = y.reshape(y.size), planes.reshape(planes.size)
     for first in range(0, n, ROWS):
         rows = min(ROWS, n - first)
         _write_targets(flat_y, first * dim, rows, dim, units, rounded, targets)
-        _find_windows(bits, targets, dim, window_units, costs, choices, states, windows, stride)
-        for lane in range(rows):
-            r = first + lane
+        _find_codes(bits, targets, dim, window_units, costs, choices, codes, starts)
+        _write_planes(codes, bits, square, flat_planes, first * bits * width, rows, width)
+        for r in range(first, first + rows):
             if norms[r] == 0.0:
                 planes[r] = 0
                 scales[r] = 0.0
                 continue
-            _store_planes(windows, lane * stride, dim, bits, flat_planes, r * bits * width, width)
-            for j in range(dim):
-                levels[j] = window_levels[windows[lane * stride + j]]
-            factor = 1.0
+            start, factor = _start_in(starts, bits, r - first), 1.0
             if unbiased:
+                at = r * bits * width
+                expand_row_portable(flat_planes, 0, 0, flat_planes, at, bits, width, table, expanded, 0, 64, start)
+                for j in range(dim):
+                    levels[j] = np.float32(np.int32(expanded[j]) - _BIAS)
                 factor = quotient(np.float64(dim), inner_product(flat_y, r * dim, levels, 0, dim, terms) * step)
-            scales[r] = _with_start(np.float32(norms[r] / root * factor), np.int64(states[lane]))
+            scales[r] = _with_start(np.float32(norms[r] / root * factor), start)
 
 
 @inner_kernel
@@ -118,68 +126,42 @@ def _round(y: Any, at: int, n: int, units: float, rounded: Any) -> None:
 
 
 @inner_kernel
-def _find_windows(
-    bits: int,
-    targets: Any,
-    dim: int,
-    window_units: Any,
-    costs: Any,
-    choices: Any,
-    states: Any,
-    windows: Any,
-    stride: int,
+def _find_codes(
+    bits: int, targets: Any, dim: int, window_units: Any, costs: Any, choices: Any, codes: Any, starts: Any
 ) -> None:
-    """Write the windows of each lane's best stream, u8, `stride` bytes apart."""
-    costs[: costs.shape[0] // 2] = 0
+    """Write the codes of each lane's best stream as planes of words, u32, flat [bits][dim rounded up], and starts."""
+    for i in range(costs.shape[0] // 2):
+        costs[i] = 0
+    stride = codes.shape[0] // bits
     if bits == 2:
         _find_paths2(targets, dim, window_units, costs, choices)
-        _begin_at_ends(costs, dim, states)
-        _trace_back2(choices, dim, states, windows, stride)
+        _trace_back2(costs, dim, choices, codes, stride, starts)
     elif bits == 3:
         _find_paths3(targets, dim, window_units, costs, choices)
-        _begin_at_ends(costs, dim, states)
-        _trace_back3(choices, dim, states, windows, stride)
+        _trace_back3(costs, dim, choices, codes, stride, starts)
     else:
         _find_paths4(targets, dim, window_units, costs, choices)
-        _begin_at_ends(costs, dim, states)
-        _trace_back4(choices, dim, states, windows, stride)
+        _trace_back4(costs, dim, choices, codes, stride, starts)
 
 
 @inner_kernel
-def _begin_at_ends(costs: Any, dim: int, states: Any) -> None:
-    """Write each lane's cheapest state after the last coordinate, the smallest of equals."""
-    half = costs.shape[0] // 2
-    at = half * (dim & 1)
-    for lane in range(ROWS):
-        best = np.int64(0)
-        for state in range(1, half // ROWS):
-            if costs[at + state * ROWS + lane] < costs[at + best * ROWS + lane]:
-                best = state
-        states[lane] = best
+def _start_in(starts: Any, bits: int, lane: int) -> int:
+    """Return a lane's start, of which each word has one bit, the most significant first."""
+    start = np.int64(0)
+    for i in range(WINDOW - bits):
+        start = 2 * start + np.int64((starts[i] >> np.uint32(lane)) & np.uint32(1))
+    return start
 
 
-def _make_trace_back(bits: int) -> Any:
-    """Return the part that follows the choices back from the last coordinate."""
-    n_states, rounds = 2 ** (WINDOW - bits), 2**bits - 1
-
-    @inner_kernel
-    def trace_back(choices: Any, dim: int, states: Any, windows: Any, stride: int) -> None:
-        # Unsigned numbers, for which no index is looked at whether it counts from the end.
-        for j in range(np.uint64(dim)):
-            place = np.uint64(dim - 1) - j
-            for lane in range(np.uint64(ROWS)):
-                state = states[lane]
-                at = (place * np.uint64(n_states) + state) * np.uint64(rounds)
-                # Rounds are numbered as a heap: 0, then 1 or 2, then 3 to 6; what follows the last is the choice.
-                number = np.uint64(0)
-                for _ in range(bits):
-                    word = choices[at + number] >> np.uint32(lane)
-                    number = np.uint64(2) * number + np.uint64(1) + np.uint64(word & np.uint32(1))
-                window = (number - np.uint64(rounds)) * np.uint64(n_states) + state
-                windows[lane * np.uint64(stride) + place] = np.uint8(window)
-                states[lane] = window >> np.uint64(bits)
-
-    return trace_back
-
-
-_trace_back2, _trace_back3, _trace_back4 = (_make_trace_back(bits) for bits in TRELLIS_BITS)
+@inner_kernel
+def _write_planes(codes: Any, bits: int, square: Any, planes: Any, at: int, rows: int, width: int) -> None:
+    """Write the codes of `rows` rows as planes of `width` bytes each, from `at` on."""
+    words = codes.shape[0] // bits // ROWS
+    for plane in range(bits):
+        for word in range(words):
+            _transpose_bits(codes, (plane * words + word) * ROWS, square)
+            first = 4 * word
+            for lane in range(rows):
+                place = at + (lane * bits + plane) * width + first
+                for i in range(min(4, width - first)):
+                    planes[place + i] = np.uint8(square[lane] >> np.uint32(8 * i))
