@@ -54,8 +54,8 @@ class Recipe:
         Rounds of every start, and more of every finalist.
     rows, dim : int
         Fresh coordinates of each round.
-    judged, measured : tuple of int
-        Rows and their length that tell the best start, and the distortion with .1 % of noise.
+    measured : tuple of int
+        Rows and their length that the distortion is measured on, with .1 % of noise.
     window : int
         Bits of the stream that select a level.
     """
@@ -63,13 +63,12 @@ class Recipe:
     bits: int
     step: int
     fineness: int
-    starts: int = 60
-    finalists: int = 5
+    starts: int = 24
+    finalists: int = 4
     short: int = 30
     long: int = 150
     rows: int = 64
     dim: int = 512
-    judged: tuple[int, int] = (8192, 64)
     measured: tuple[int, int] = (4096, 1536)
     window: int = WINDOW
 
@@ -94,7 +93,8 @@ def make_codebook(recipe: Recipe, seed: int = 0) -> TrellisCodebook:
         improved, _ = improve(settled, more, stream, recipe.long, memory=_MEMORY)
         found.append(improve(improved, more, stream, recipe.short, memory=_MEMORY, rounded=True))
     values, _ = min(found, key=lambda each: each[1])
-    return with_best_start(as_codebook(values, recipe), recipe, stream)
+    book = as_codebook(values, recipe)
+    return replace(book, distortion=round(distortion_of(book, _normal_rows(stream, recipe.measured)), 6))
 
 
 def random_levels(stream: RandomStream, recipe: Recipe) -> Float64Array:
@@ -143,21 +143,6 @@ def as_codebook(values: Float64Array, recipe: Recipe) -> TrellisCodebook:
     return TrellisCodebook(recipe.bits, levels, recipe.step / _RESOLUTION, recipe.fineness, 0.0)
 
 
-def with_best_start(book: TrellisCodebook, recipe: Recipe, stream: RandomStream) -> TrellisCodebook:
-    """Name the windows so that the zeros before a row are the best of its possible starts, and measure.
-
-    Complementing the same bits of all that is emitted complements the same bits of every window: levels stand
-    elsewhere in the table, and rows start as if other bits came before.
-    """
-    y = _normal_rows(stream, recipe.judged)
-    places = np.arange(2**WINDOW)
-    shifts = range(0, WINDOW, book.bits)
-    patterns = [sum(bits << shift for shift in shifts) % 2**WINDOW for bits in range(2**book.bits)]
-    named = [replace(book, levels=book.levels[places ^ pattern]) for pattern in patterns]
-    best = min(named, key=lambda each: distortion_of(each, y))
-    return replace(best, distortion=round(distortion_of(best, _normal_rows(stream, recipe.measured)), 6))
-
-
 def _normal_rows(stream: RandomStream, shape: tuple[int, int]) -> Float64Array:
     return stream.gaussians(shape[0] * shape[1]).reshape(shape)
 
@@ -169,7 +154,7 @@ def distortion_of(book: TrellisCodebook, y: Float64Array) -> float:
 
 
 def search(
-    y: Float64Array, targets: Int32Array, bits: int, unit: float, start: int = 0, end: int = -1
+    y: Float64Array, targets: Int32Array, bits: int, unit: float, start: int = -1, end: int = -1
 ) -> npt.NDArray[np.uint16]:
     """Return the windows of the cheapest paths, uint16 (n, dim), as `tqindex.codec.trellis.find_paths` takes them.
 

@@ -29,21 +29,21 @@ _TOY_BITS, _TOY_LEVELS, _TOY_STEPS = 1, (-0.4, 1.3, -1.6, 0.2, 0.9, -0.1, 0.5, -
 def draw() -> Figure:
     """Return the picture: a stream and its windows, a small trellis with a path, and what paths offer."""
     y = RandomStream(_SEED, _BITS).gaussians(_DIM)
-    codes = trellis_codebook(_BITS).quantise(y.astype(np.float32)[np.newaxis])[0]
+    codes, starts = trellis_codebook(_BITS).quantise(y.astype(np.float32)[np.newaxis])
+    windows = windows_of(codes, starts, _BITS)[0]
     figure = Figure((WIDTH, 6.6), layout="constrained")
     grid = figure.add_gridspec(3, 2, height_ratios=[1.0, 1.25, 1.35], width_ratios=[1, 1])
-    _draw_stream(figure.add_subplot(grid[0, :]), codes)
+    _draw_stream(figure.add_subplot(grid[0, :]), codes[0], windows)
     _draw_trellis(figure.add_subplot(grid[1, :]), y)
     left = figure.add_subplot(grid[2, 0])
     _draw_scalar(left, y)
-    _draw_offers(figure.add_subplot(grid[2, 1], sharey=left), y, codes)
+    _draw_offers(figure.add_subplot(grid[2, 1], sharey=left), y, windows)
     return figure
 
 
-def _draw_stream(axes: Axes, codes: npt.NDArray[np.uint8]) -> None:
+def _draw_stream(axes: Axes, codes: npt.NDArray[np.uint8], windows: npt.NDArray[np.uint8]) -> None:
     """Draw some codes as bits, and two neighbouring windows with their levels."""
     book = trellis_codebook(_BITS)
-    windows = windows_of(codes[np.newaxis], _BITS)[0]
     axes.set_title("Each coordinate adds 2 bits; the last 8 bits say what it stands for")
     axes.axis("off")
     axes.set_xlim(-0.5, 2 * 6 + 8.6)
@@ -85,7 +85,7 @@ def _draw_trellis(axes: Axes, y: Float64Array) -> None:
     unit = 64.0
     targets = np.rint(levels * unit).astype(np.int32)
     row = y[np.newaxis, :_TOY_STEPS]
-    best = search(row, targets, _TOY_BITS, unit)[0]
+    best = search(row, targets, _TOY_BITS, unit, start=0)[0]
     axes.set_title(
         "A smaller one: 1 bit each, windows of 3, so 4 states; the encoder takes the path of least squared error"
     )
@@ -125,10 +125,9 @@ def _draw_scalar(axes: Axes, y: Float64Array) -> None:
     _draw_errors(axes, y, z, "scalar code, 2 bits: always the same 4")
 
 
-def _draw_offers(axes: Axes, y: Float64Array, codes: npt.NDArray[np.uint8]) -> None:
+def _draw_offers(axes: Axes, y: Float64Array, windows: npt.NDArray[np.uint8]) -> None:
     """Draw the four levels that each coordinate could have had after the path so far."""
     book = trellis_codebook(_BITS)
-    windows = windows_of(codes[np.newaxis], _BITS)[0]
     for j in range(_SHOWN):
         offered = (int(windows[j]) & ~(2**_BITS - 1)) + np.arange(2**_BITS)
         axes.plot([j - 0.3, j + 0.3], [book.values[offered]] * 2, color=FAINT, linewidth=0.9)

@@ -148,10 +148,12 @@ def test_rows_from_their_planes(levels_of: Any, widths: tuple[int, ...], operati
     dot_row, expand_row = make_dot_row(operations, levels_of), make_expand_row(operations, levels_of)
 
     @numba.njit
-    def both(block: Any, leading: int, rest: Any, others: int, width: int, table: Any, query: Any, levels: Any) -> int:
+    def both(
+        block: Any, leading: int, rest: Any, others: int, width: int, table: Any, query: Any, levels: Any, start: int
+    ) -> int:
         size = BLOCK * width
-        expand_row(block, 0, size, 3, leading, rest, 0, others, width, table, levels, 0, 64)
-        return dot_row(block, 0, size, 3, leading, rest, 0, others, width, table, query)  # type: ignore[no-any-return]
+        expand_row(block, 0, size, 3, leading, rest, 0, others, width, table, levels, 0, 64, start)
+        return dot_row(block, 0, size, 3, leading, rest, 0, others, width, table, query, start)  # type: ignore[no-any-return]
 
     rng = np.random.default_rng(0)
     dim, depth = 104, 128  # the last step of 64 is not a whole one
@@ -160,9 +162,10 @@ def test_rows_from_their_planes(levels_of: Any, widths: tuple[int, ...], operati
         planes = np.packbits(codes >> np.arange(bits)[::-1, None] & 1, axis=1, bitorder="little")
         query, levels = np.zeros(depth, np.int8), np.empty(depth, np.uint8)
         query[:dim] = rng.integers(-128, 128, dim)
+        start = 2 ** (8 - bits) - 2 if levels_of is WindowLevels else 0
         if levels_of is WindowLevels:
             table = rng.permutation(256).astype(np.uint8)
-            wanted = table[windows_of(codes[np.newaxis], bits)[0]]
+            wanted = table[windows_of(codes[np.newaxis], np.array([start], np.uint8), bits)[0]]
         else:
             table = np.tile(rng.integers(0, 256, 16).astype(np.uint8), 4)
             wanted = codes if bits == 8 else table[codes]
@@ -171,6 +174,6 @@ def test_rows_from_their_planes(levels_of: Any, widths: tuple[int, ...], operati
         rows[:, 3] = planes[:leading]
         block = np.concatenate([interleave_rows(plane).ravel() for plane in rows])
         rest = planes[leading:].ravel()
-        dot = both(block, leading, rest, bits - leading, dim // 8, table, query, levels)
+        dot = both(block, leading, rest, bits - leading, dim // 8, table, query, levels, start)
         np.testing.assert_array_equal(levels[:dim], wanted)
         assert dot == wanted.astype(np.int32) @ query[:dim].astype(np.int32)

@@ -12,7 +12,7 @@ import tqindex as tq
 from tqindex.codec import Codec
 from tqindex.codec.packing import BLOCK, LEADING, interleave_rows, pad_planes, plane_bytes
 from tqindex.codec.sums import dot
-from tqindex.codec.trellis import FARTHEST, LIMIT, WINDOW, TrellisCodebook, trellis_codebook, windows_of
+from tqindex.codec.trellis import FARTHEST, LIMIT, WINDOW, TrellisCodebook, trellis_codebook, windows_of, with_starts
 from tqindex.kernels.compile import kernel
 from tqindex.kernels.cpu import available_levels
 from tqindex.kernels.product import TILE, _place_row, expand_tile, multiply_row
@@ -48,11 +48,11 @@ def encode(y: Any, book: TrellisCodebook, norms: Any = None, unbiased: bool = Tr
 def assert_encoded(y: Any, book: TrellisCodebook) -> None:
     """Compare codes with the codec's, and scales with what their levels make them."""
     planes, scales = encode(y, book)
-    codes, dim = book.quantise(y), y.shape[1]
+    (codes, starts), dim = book.quantise(y), y.shape[1]
     np.testing.assert_array_equal(planes, pad_planes(codes, book.bits))
-    along = dot(y, book.expand(codes)) * book.step
+    along = dot(y, book.expand(codes, starts)) * book.step
     factors = np.divide(float(dim), along, out=np.zeros_like(along), where=along != 0.0)
-    np.testing.assert_array_equal(scales, (1.0 / np.sqrt(dim) * factors).astype(np.float32))
+    np.testing.assert_array_equal(scales, with_starts((1.0 / np.sqrt(dim) * factors).astype(np.float32), starts))
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -107,7 +107,8 @@ def test_rows_without_a_direction_are_zeros_and_the_papers_scale_is_the_norm(bit
         assert not planes[norms == 0.0].any()
         assert not scales[norms == 0.0].any()
         assert planes[norms > 0.0].any(axis=1).all()
-    np.testing.assert_array_equal(scales, (norms / np.sqrt(33)).astype(np.float32))
+    starts = np.where(norms > 0.0, codebook(bits, "codec").quantise(y)[1], 0).astype(np.uint8)
+    np.testing.assert_array_equal(scales, with_starts((norms / np.sqrt(33)).astype(np.float32), starts))
 
 
 @pytest.mark.parametrize("n", [1, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS + 7])
@@ -126,13 +127,14 @@ def test_values_that_are_refused_later_do_no_harm() -> None:
     np.testing.assert_array_equal(planes[1:], encode(np.ones_like(y), codebook(2, "codec"))[0])
 
 
-def stored_codes(codes: Any, bits: int, first: int) -> StoredRows:
+def stored_codes(codes: Any, starts: Any, bits: int, first: int) -> StoredRows:
     """Return an index's rows with codes from row `first` on, and what must not be read around them."""
     n, dim = codes.shape
     stored = StoredRows.allocate(Codec(dim, bits, rotation="hadamard"), "ip", 16)
     stored.lead[:], stored.rest[:] = 0x5A, 0x5A
     none = np.empty(0, np.float32)
-    stored.write(first, EncodedRows(pad_planes(codes, bits), np.empty(n, np.float32), none, none))
+    scales = with_starts(np.linspace(0.1, 3.0, n, dtype=np.float32), starts)
+    stored.write(first, EncodedRows(pad_planes(codes, bits), scales, none, none))
     return stored
 
 
@@ -149,20 +151,23 @@ def test_windows_become_their_levels(dim: int, bits: int) -> None:
     rng = np.random.default_rng(dim)
     codes = rng.integers(0, 2**bits, (11, dim)).astype(np.uint8)
     codes[9], codes[10] = 2**bits - 1, 0
-    stored = stored_codes(codes, bits, 3)
+    starts = rng.integers(0, 2 ** (WINDOW - bits), 11).astype(np.uint8)
+    starts[7:] = 0, 2 ** (WINDOW - bits) - 1, 0, 2 ** (WINDOW - bits) - 1
+    stored = stored_codes(codes, starts, bits, 3)
     depth = -(-dim // 64) * 64
     table, query = rng.permutation(2**WINDOW).astype(np.uint8), np.zeros(depth, np.int8)
     query[:dim] = rng.integers(-127, 128, dim)
     work = np.zeros(min(bits, LEADING) * -(-stored.lead.shape[2] // 64) * 8, np.uint8)
     levels, one = np.zeros((TILE, depth), np.uint8), np.zeros(depth, np.uint8)
-    _expand_tile(stored.lead, stored.rest, np.arange(8, 14), 6, 0, bits, table, levels, work)
-    expected = table[windows_of(codes, bits)]
+    _expand_tile(stored.lead, stored.rest, np.arange(8, 14), 6, 0, bits, table, levels, work, stored.scales)
+    expected = table[windows_of(codes, starts, bits)]
     np.testing.assert_array_equal(rows_of(levels)[:6, :dim], expected[5:])
     assert not rows_of(levels)[6:].any()
     shape = *stored.lead.shape, stored.rest.shape[1]
     flat = stored.lead.reshape(-1), stored.rest.reshape(-1)
     for row in range(11):
-        product = _multiply_row(flat[0], shape, row + 3, 0, bits, flat[1], table, query, work, one)
+        place = flat[0], shape, row + 3, 0, bits, flat[1]
+        product = _multiply_row(*place, table, query, work, one, int(starts[row]))
         assert product == expected[row].astype(np.int32) @ query[:dim].astype(np.int32)
 
 
@@ -173,12 +178,16 @@ def test_every_window_is_looked_up(bits: int) -> None:
     digits = -(-WINDOW // bits)
     codes = np.stack([numbers >> (bits * i) & (2**bits - 1) for i in reversed(range(digits))], axis=1)
     codes = codes.reshape(1, -1).astype(np.uint8)
-    assert len(np.unique(windows_of(codes, bits)[0, digits - 1 :: digits])) == 2**WINDOW
-    stored, table = stored_codes(codes, bits, 0), np.random.default_rng(bits).permutation(2**WINDOW).astype(np.uint8)
+    starts = np.zeros(1, np.uint8)
+    assert len(np.unique(windows_of(codes, starts, bits)[0, digits - 1 :: digits])) == 2**WINDOW
+    stored, table = (
+        stored_codes(codes, starts, bits, 0),
+        np.random.default_rng(bits).permutation(2**WINDOW).astype(np.uint8),
+    )
     levels = np.zeros((TILE, -(-codes.shape[1] // 64) * 64), np.uint8)
     work = np.zeros(LEADING * -(-plane_bytes(codes.shape[1]) // 8) * 8, np.uint8)
-    _expand_tile(stored.lead, stored.rest, np.arange(1), 1, 0, bits, table, levels, work)
-    np.testing.assert_array_equal(rows_of(levels)[0, : codes.shape[1]], table[windows_of(codes, bits)][0])
+    _expand_tile(stored.lead, stored.rest, np.arange(1), 1, 0, bits, table, levels, work, stored.scales)
+    np.testing.assert_array_equal(rows_of(levels)[0, : codes.shape[1]], table[windows_of(codes, starts, bits)][0])
 
 
 @pytest.mark.parametrize("level", [level for level in ("avx512", "avx2") if level in available_levels()])

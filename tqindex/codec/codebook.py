@@ -72,10 +72,6 @@ class Codebook:
         """Return the codes of coordinates of any shape."""
         return np.searchsorted(self.boundaries, y, side="right").astype(np.uint8)
 
-    def expand(self, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
-        """Return the levels of codes of any shape."""
-        return self.levels[codes]
-
     def get_config(self) -> dict[str, Any]:
         """Return the codebook as JSON types: centroids in units of 2**-20, and the distortion."""
         return {

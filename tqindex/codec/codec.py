@@ -31,7 +31,7 @@ from tqindex.codec.rotation import (
     make_rotation,
 )
 from tqindex.codec.sums import dot, tree_sum
-from tqindex.codec.trellis import TRELLIS_BITS, TrellisCodebook, trellis_codebook
+from tqindex.codec.trellis import TRELLIS_BITS, TrellisCodebook, starts_of, trellis_codebook, with_starts
 from tqindex.errors import ArgumentError
 
 Float32Array = npt.NDArray[np.float32]
@@ -215,16 +215,21 @@ class Codec:
         self, y: Float32Array, norms: Float64Array
     ) -> tuple[npt.NDArray[np.uint8], Float32Array, Float32Array | None]:
         """Return combined codes (n, dim), s and g; rows of norm 0 get zeros (DESIGN, section 2)."""
-        book = self.codebook
-        codes = book.quantise(y) if self.stretched is None else self.stretched.quantise(y)
+        book, starts = self.codebook, None
+        if isinstance(book, TrellisCodebook):
+            codes, starts = book.quantise(y)
+            starts[norms == 0.0] = 0
+        else:
+            codes = book.quantise(y) if self.stretched is None else self.stretched.quantise(y)
         codes[norms == 0.0] = 0
-        levels = book.expand(codes) + book.offset
+        levels = self._expand(codes, starts) + book.offset
         along = dot(y, levels) * book.step
         lengths = norms / np.sqrt(self.dim)
         if self.kind != "prod":
             # <y, z> s = r sqrt(dim) makes <R u, s z> = r^2: the estimate is exact along u, unbiased across it.
             factors = np.full_like(norms, 1.0) if self.scale == "paper" else _divide(float(self.dim), along)
-            return codes, _side(lengths * factors, norms), None
+            scales = _side(lengths * factors, norms)
+            return codes, scales if starts is None else with_starts(scales, starts), None
         squares = tree_sum(levels * levels) * (book.step * book.step)
         factors = np.full_like(norms, 1.0) if self.scale == "paper" else _divide(along, squares)
         residuals = y - (factors * book.step).astype(np.float32)[:, np.newaxis] * levels.astype(np.float32)
@@ -232,6 +237,19 @@ class Codec:
         signs[norms == 0.0] = 0
         combined = ((codes << 1) | signs).astype(np.uint8)
         return combined, _side(lengths * factors, norms), _side(lengths * sketch_factors, norms)
+
+    def _expand(self, codes: npt.NDArray[np.uint8], starts: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.int8]:
+        """Return the levels of codes without sketch signs, (n, dim); starts of trellis codes only."""
+        book = self.codebook
+        if isinstance(book, TrellisCodebook) and starts is not None:
+            return book.expand(codes, starts)
+        return book.levels[codes]
+
+    def _levels_of(self, combined: npt.NDArray[np.uint8], scales: Float32Array) -> npt.NDArray[np.int8]:
+        """Return the levels of unpacked codes, int8 (n, dim)."""
+        if self.kind == "trellis":
+            return self._expand(combined, starts_of(scales))
+        return self._expand(combined >> np.uint8(1) if self.kind == "prod" else combined, None)
 
     def _sketch_residuals(self, residuals: Float32Array) -> tuple[npt.NDArray[np.uint8], Float64Array]:
         """Signs of S e as bits (1 for >= 0), and f with E[f S' sign(S e)] = e.
@@ -283,9 +301,9 @@ class Codec:
     def _levels(self, codes: Codes) -> tuple[Float32Array, Float32Array]:
         """Quantised values z and sketch signs of every row, float32 (n, dim) each."""
         combined = unpack_codes(codes.packed, self.dim, self.bits)
-        z = combined >> np.uint8(1) if self.kind == "prod" else combined
         signs = (combined & 1).astype(np.float32) * 2 - 1
-        values = self.codebook.step * (self.codebook.expand(z).astype(np.float64) + self.codebook.offset)
+        levels = self._levels_of(combined, codes.scales).astype(np.float64)
+        values = self.codebook.step * (levels + self.codebook.offset)
         return values.astype(np.float32), signs
 
     def encode_queries(self, queries: npt.ArrayLike, metric: str = "ip") -> QueryCodes:
@@ -341,7 +359,7 @@ class Codec:
     def _estimate(self, queries: QueryCodes, codes: Codes) -> Float32Array:
         """float32 scores in the order of operations that kernels keep."""
         combined = unpack_codes(codes.packed, self.dim, self.bits)
-        levels = self.codebook.expand(combined >> np.uint8(1) if self.kind == "prod" else combined)
+        levels = self._levels_of(combined, codes.scales)
         products = _integer_products(queries.levels, levels)
         if self.codebook.offset:
             products = 2 * products + queries.sums[:, np.newaxis]

@@ -30,7 +30,7 @@ from tqindex.kernels.simd_product import (
     release_tiles,
 )
 from tqindex.kernels.simd_rows import make_dot_row, make_expand_row
-from tqindex.kernels.simd_trellis import WINDOWS, MatrixWindowLevels, WindowLevels
+from tqindex.kernels.simd_trellis import WINDOWS, MatrixWindowLevels, WindowLevels, start_of
 
 #: Rows of a tile; a multiple of every level's block.
 TILE = 96
@@ -58,6 +58,7 @@ _configure_tiles: Any = configure_tiles
 _multiply_held: Any = multiply_held_amx
 _reaching_rows: Any = reaching_rows
 _release_tiles: Any = release_tiles
+_start_of: Any = start_of
 _operations = OPERATIONS[_LEVEL]
 _window_levels = MatrixWindowLevels if has_bit_matrices() else WindowLevels
 if not _USES_TILES:
@@ -99,12 +100,13 @@ def expand_tile(
     table: Any,
     out: Any,
     work: Any,
+    scales: Any,
 ) -> None:
     """Write levels of the rows numbers[:rows]; out: u8 (TILE, depth), rows by `_place_row`, zero beyond their width.
 
     lead, rest: as `tqindex.kernels.rows.StoredRows` keeps them; planes first_plane..first_plane + bits are read: all,
     or one. table: u8, of 64 entries as `expand_row` takes it, of WINDOWS where rows are trellis codes; work: as
-    `load_lead` fills it.
+    `load_lead` fills it; scales: f32, which hold the starts of trellis codes.
     """
     planes, blocks, block_bytes = lead.shape
     width, depth = block_bytes // BLOCK, out.shape[1]
@@ -113,19 +115,20 @@ def expand_tile(
     lead_at, plane_bytes = first_plane * padded_width(width), blocks * block_bytes
     for r in range(rows):
         row = numbers[r]
+        start = _start_of(scales, row)
         rest_at = row * rest.shape[1] + skipped * width
         out_at, step = _place_row(r, depth)
         if _HAS_SHUFFLE and (width >= WORD or others == 0):
             at, lane = first_plane * plane_bytes + row // BLOCK * block_bytes, row % BLOCK
             stored = flat_lead, at, plane_bytes, lane, leading, flat_rest, rest_at, others, width
             if table.shape[0] == WINDOWS:
-                _expand_windows(*stored, table, flat_out, out_at, step)
+                _expand_windows(*stored, table, flat_out, out_at, step, start)
             else:
-                _expand_row(*stored, table, flat_out, out_at, step)
+                _expand_row(*stored, table, flat_out, out_at, step, start)
         else:
             load_lead(flat_lead, planes, blocks, block_bytes, row, work)
             expand_row_portable(
-                work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, out_at, step
+                work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, out_at, step, start
             )
 
 
@@ -160,10 +163,14 @@ def expand_row_portable(
     out: Any,
     out_at: int,
     step: int,
+    start: int,
 ) -> None:
     """As `tqindex.kernels.simd_rows.make_expand_row`, for planes of any width and any CPU."""
     padded = (width + 7) // 8 * 8
-    bits, codes_before, pairs_before = leading + others, np.uint64(0), np.uint64(0)
+    bits = leading + others
+    # The windows before the row, as far as they are known: the last is its start.
+    codes_before = np.uint64(start) << np.uint64(56)
+    pairs_before = codes_before | ((np.uint64(start) >> np.uint64(bits)) << np.uint64(48))
     for i in range(width):
         codes = np.uint64(0)
         for plane in range(leading):
@@ -262,12 +269,13 @@ def multiply_row(
     query: Any,
     work: Any,
     levels: Any,
+    start: int,
 ) -> Any:
     """Multiply one row's levels with one query; planes first_plane..first_plane + bits are read: all, or one.
 
     lead, rest: flat, as `tqindex.kernels.rows.StoredRows` keeps them; shape: (leading planes, blocks, bytes of a block,
     bytes of a row of `rest`); query: i8 (depth,); work: as `load_lead` fills it; levels: u8 (depth,), room for the
-    levels, zero beyond the planes' width.
+    levels, zero beyond the planes' width; start: of a trellis code.
     """
     planes, blocks, block_bytes, rest_bytes = shape
     width = block_bytes // BLOCK
@@ -277,11 +285,11 @@ def multiply_row(
         at = (first_plane * blocks + row // BLOCK) * block_bytes
         stored = lead, at, blocks * block_bytes, row % BLOCK, leading, rest, rest_at, others, width
         if table.shape[0] == WINDOWS:
-            return _multiply_windows(stored, table, query)
-        return _dot_row(*stored, table, query)
+            return _multiply_windows(stored, table, query, start)
+        return _dot_row(*stored, table, query, start)
     load_lead(lead, planes, blocks, block_bytes, row, work)
     lead_at = first_plane * padded_width(width)
-    expand_row_portable(work, lead_at, leading, rest, rest_at, others, width, table, levels, 0, DEPTH_MULTIPLE)
+    expand_row_portable(work, lead_at, leading, rest, rest_at, others, width, table, levels, 0, DEPTH_MULTIPLE, start)
     total = np.int32(0)
     for j in range(levels.shape[0]):
         total += np.int32(levels[j]) * np.int32(query[j])
@@ -289,6 +297,6 @@ def multiply_row(
 
 
 @called_kernel
-def _multiply_windows(stored: Any, table: Any, query: Any) -> Any:
+def _multiply_windows(stored: Any, table: Any, query: Any, start: int) -> Any:
     """Multiply one row of trellis codes with one query; stored: as `make_dot_row` takes it, up to the table."""
-    return _dot_windows(*stored, table, query)
+    return _dot_windows(*stored, table, query, start)

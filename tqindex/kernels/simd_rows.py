@@ -82,8 +82,8 @@ class CodeLevels:
         self._builder, self._operations = builder, operations
         self._entries = load(builder, builder.bitcast(table, BYTES.as_pointer()))
 
-    def begin(self, bits: int) -> None:
-        """Prepare for a row's codes of so many bits."""
+    def begin(self, bits: int, start: Any) -> None:
+        """Prepare for a row's codes of so many bits, that need no start."""
 
     def next(self, row: Any, i: Any, leading: int, others: int) -> Any:
         """Return the levels of the 64 coordinates of bytes i..i + 8."""
@@ -91,14 +91,14 @@ class CodeLevels:
         return codes if leading + others == 8 else self._operations.shuffle(self._builder, self._entries, codes)
 
 
-def _for_levels(builder: Any, row: Any, levels: Any, use: Callable[[Any, Any], None]) -> None:
+def _for_levels(builder: Any, row: Any, levels: Any, start: Any, use: Callable[[Any, Any], None]) -> None:
     """Emit a loop over a row's planes that calls use(levels, i) for the 64 coordinates of bytes i..i + 8."""
     for leading, others in levels.planes:
         wanted = builder.and_(
             builder.icmp_signed("==", row.leading, LONG(leading)), builder.icmp_signed("==", row.others, LONG(others))
         )
         with builder.if_then(wanted):
-            levels.begin(leading + others)
+            levels.begin(leading + others, start)
             with cgutils.for_range_slice(builder, LONG(0), row.width, LONG(8), LONG) as (i, _):
                 use(levels.next(row, i, leading, others), i)
 
@@ -106,12 +106,12 @@ def _for_levels(builder: Any, row: Any, levels: Any, use: Callable[[Any, Any], N
 def make_expand_row(operations: Operations, levels_of: Any = CodeLevels) -> Any:
     """Return an operation that turns one row's planes into bytes, 64 coordinates at a time.
 
-    expand_row(lead, at, plane_bytes, lane, leading, rest, rest_at, others, width, table, levels, out_at, step): lead
-    u8, where the row is number `lane` of a block that starts at byte `at` of the first of `leading` planes,
+    expand_row(lead, at, plane_bytes, lane, leading, rest, rest_at, others, width, table, levels, out_at, step, start):
+    lead u8, where the row is number `lane` of a block that starts at byte `at` of the first of `leading` planes,
     `plane_bytes` apart; rest u8, `others` further planes of `width` >= 8 bytes (any, if there are none); most
     significant first; table u8 (64,), four copies of 16 entries, or of any content for 8 bits, whose codes stay as they
     are; levels u8, written from `out_at` on, 64 at a time, `step` bytes apart. `levels_of` may say otherwise what codes
-    mean, and what the table is.
+    mean, and what the table is; start is what it may need to know of the row.
     """
 
     @intrinsic
@@ -130,9 +130,10 @@ def make_expand_row(operations: Operations, levels_of: Any = CodeLevels) -> Any:
         levels: Any,
         out_at: Any,
         step: Any,
+        start: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            v_table, v_levels, v_out_at, v_step = arguments[9:]
+            v_table, v_levels, v_out_at, v_step, v_start = arguments[9:]
             t_table, t_levels = signature.args[9:11]
             of_codes = levels_of(builder, operations, address(context, builder, t_table, v_table, LONG(0), BYTE))
 
@@ -141,11 +142,11 @@ def make_expand_row(operations: Operations, levels_of: Any = CodeLevels) -> Any:
                 builder.store(levels, address(context, builder, t_levels, v_levels, index, BYTES)).align = 1
 
             row = _Row(context, builder, signature.args, arguments[:9])
-            _for_levels(builder, row, of_codes, write)
+            _for_levels(builder, row, of_codes, v_start, write)
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(lead, i, i, i, i, rest, i, i, i, table, levels, i, i), codegen
+        return types.void(lead, i, i, i, i, rest, i, i, i, table, levels, i, i, i), codegen
 
     return expand_row
 
@@ -153,8 +154,8 @@ def make_expand_row(operations: Operations, levels_of: Any = CodeLevels) -> Any:
 def make_dot_row(operations: Operations, levels_of: Any = CodeLevels) -> Any:
     """Return an operation that multiplies one row's levels with one query, straight from the planes.
 
-    dot_row(lead, at, plane_bytes, lane, leading, rest, rest_at, others, width, table, query) -> i32; planes and table
-    as `make_expand_row`, query i8 (depth,).
+    dot_row(lead, at, plane_bytes, lane, leading, rest, rest_at, others, width, table, query, start) -> i32; planes,
+    table and start as `make_expand_row`, query i8 (depth,).
     """
 
     @intrinsic
@@ -171,10 +172,11 @@ def make_dot_row(operations: Operations, levels_of: Any = CodeLevels) -> Any:
         width: Any,
         table: Any,
         query: Any,
+        start: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            v_table, v_query = arguments[9:]
-            t_table, t_query = signature.args[9:]
+            v_table, v_query, v_start = arguments[9:]
+            t_table, t_query = signature.args[9:11]
             total = cgutils.alloca_once_value(builder, ir.Constant(INTS, None))
             builder.store(ir.Constant(INTS, None), total)
 
@@ -185,10 +187,11 @@ def make_dot_row(operations: Operations, levels_of: Any = CodeLevels) -> Any:
 
             of_codes = levels_of(builder, operations, address(context, builder, t_table, v_table, LONG(0), BYTE))
             row = _Row(context, builder, signature.args, arguments[:9])
-            _for_levels(builder, row, of_codes, add)
+            _for_levels(builder, row, of_codes, v_start, add)
             return call(builder, "llvm.vector.reduce.add.v16i32", INT, [builder.load(total)])
 
         index = types.intp
-        return types.int32(lead, index, index, index, index, rest, index, index, index, table, query), codegen
+        args = lead, index, index, index, index, rest, index, index, index, table, query, index
+        return types.int32(*args), codegen
 
     return dot_row

@@ -20,16 +20,17 @@ _SQUARE = ir.VectorType(INT, ROWS)
 def make_trace_back(bits: int) -> Any:
     """Return the operation that follows the best path of each row back.
 
-    trace_back(costs, n, choices, codes, stride): costs and choices as `make_find_paths` leaves them; codes u32, bits
-    times `stride` words of which the first n are written: planes of the codes, the most significant first. Of equally
-    good states at the end the smallest is taken.
+    trace_back(costs, n, choices, codes, stride, starts): costs and choices as `make_find_paths` leaves them; codes u32,
+    bits times `stride` words of which the first n are written: planes of the codes, the most significant first; starts
+    u32, written: the words of the states before the first coordinate. Of equally good states at the end the smallest
+    is taken.
     """
 
     @intrinsic
-    def trace_back(typing_context: Any, costs: Any, n: Any, choices: Any, codes: Any, stride: Any) -> Any:
+    def trace_back(typing_context: Any, costs: Any, n: Any, choices: Any, codes: Any, stride: Any, starts: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            v_costs, v_n, v_choices, v_codes, v_stride = arguments
-            t_costs, _, t_choices, t_codes, _ = signature.args
+            v_costs, v_n, v_choices, v_codes, v_stride, v_starts = arguments
+            t_costs, _, t_choices, t_codes, _, t_starts = signature.args
             first = builder.mul(builder.and_(v_n, LONG(1)), LONG(ROWS << (WINDOW - bits)))
             state = _best_states(builder, bits, address(context, builder, t_costs, v_costs, first, SHORTS))
             choices_pointer = address(context, builder, t_choices, v_choices, LONG(0), INTS)
@@ -44,10 +45,13 @@ def make_trace_back(bits: int) -> Any:
                 for plane, value in enumerate(window[-bits:]):
                     at = builder.add(place, builder.mul(v_stride, LONG(plane)))
                     builder.store(value, builder.gep(codes_pointer, [at])).align = 4
+            for i, word in enumerate(state):
+                place = address(context, builder, t_starts, v_starts, LONG(i), INT)
+                builder.store(builder.load(word), place).align = 4
             return context.get_dummy_value()
 
         index = types.intp
-        return types.void(costs, index, choices, codes, index), codegen
+        return types.void(costs, index, choices, codes, index, starts), codegen
 
     return trace_back
 

@@ -7,8 +7,10 @@ window names: the last WINDOW bits of the stream (`tqindex.codec.trellis`).
 from typing import Any
 
 from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
-from tqindex.codec.trellis import WINDOW
+from tqindex.codec.trellis import START_BITS, WINDOW
 from tqindex.kernels.simd import (
     BIT,
     BYTE,
@@ -16,6 +18,7 @@ from tqindex.kernels.simd import (
     INT,
     LONG,
     Operations,
+    address,
     call,
     cgutils,
     constant,
@@ -37,12 +40,16 @@ class WindowLevels:
         self._builder, self._operations, self._look_up = builder, operations, operations.windows(builder, table)
         self._before: list[Any] = []
 
-    def begin(self, bits: int) -> None:
-        """Prepare for a row's codes of so many bits, before which stand zeros."""
+    def begin(self, bits: int, start: Any) -> None:
+        """Prepare for a row's codes of so many bits, before which stand those of its start."""
         lags = (1,) if 2 * bits >= WINDOW else (1, 2)
         self._before = [(lag, cgutils.alloca_once(self._builder, BYTES)) for lag in lags]
+        # Windows of what comes before are known whole: the last one is the start, the one before it lacks its code.
+        lanes = ir.Constant(BYTES, [0] * 62 + [bits, 0])
+        given = splat(self._builder, self._builder.trunc(start, BYTE), BYTES)
+        known = self._builder.lshr(given, lanes)
         for _, place in self._before:
-            self._builder.store(ir.Constant(BYTES, None), place)
+            self._builder.store(known, place)
 
     def next(self, row: Any, i: Any, leading: int, others: int) -> Any:
         """Return the levels of the 64 coordinates of bytes i..i + 8.
@@ -68,9 +75,15 @@ class MatrixWindowLevels:
         places = [builder.bitcast(builder.gep(table, [LONG(i)]), BYTES.as_pointer()) for i in range(0, WINDOWS, 64)]
         self._parts = [load(builder, place) for place in places]
 
-    def begin(self, bits: int) -> None:
-        """Prepare for a row's codes, before which stand zeros."""
-        self._builder.store(ir.Constant(_WORDS, None), self._before)
+    def begin(self, bits: int, start: Any) -> None:
+        """Prepare for a row's codes, before which stand those of its start."""
+        builder, given, words = self._builder, splat(self._builder, start, _WORDS), ir.Constant(_WORDS, None)
+        for coordinate in range(-(-WINDOW // bits) - 1):  # the last ones before the row, the last first
+            # Window bits from the highest on come from the planes from the highest on, in turns that end at the lowest.
+            places = [coordinate * bits + place % bits for place in reversed(range(WINDOW))]
+            bit = builder.and_(builder.lshr(given, ir.Constant(_WORDS, places)), constant(_WORDS, 1))
+            words = builder.or_(words, builder.shl(bit, constant(_WORDS, 63 - coordinate)))
+        builder.store(words, self._before)
 
     def next(self, row: Any, i: Any, leading: int, others: int) -> Any:
         """Return the levels of the 64 coordinates of bytes i..i + 8."""
@@ -105,3 +118,31 @@ class MatrixWindowLevels:
         name, builder = "llvm.x86.avx512.vpermi2var.qi.512", self._builder
         lower, upper = (call(builder, name, BYTES, [self._parts[i], windows, self._parts[i + 1]]) for i in (0, 2))
         return builder.select(builder.icmp_signed("<", windows, ir.Constant(BYTES, None)), upper, lower)
+
+
+@intrinsic
+def start_of(typing_context: Any, scales: Any, row: Any) -> Any:
+    """Return a row's start, intp: the lowest byte of its scale; scales: f32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        scale = load(builder, address(context, builder, signature.args[0], *arguments, INT))
+        return builder.zext(builder.trunc(scale, BYTE), LONG)
+
+    return types.intp(scales, types.intp), codegen
+
+
+@intrinsic
+def with_start(typing_context: Any, scale: Any, start: Any) -> Any:
+    """Return a scale, f32, that holds a start, intp, as `tqindex.codec.trellis.with_starts` does."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.zext(builder.bitcast(arguments[0], INT), LONG)
+        magnitude = builder.and_(bits, LONG(2**31 - 1))
+        raised = builder.add(builder.sub(magnitude, arguments[1]), LONG(2 ** (START_BITS - 1)))
+        whole = builder.ashr(raised, LONG(START_BITS))
+        kept = builder.select(builder.icmp_signed("<", whole, LONG(0)), LONG(0), whole)
+        held = builder.or_(builder.shl(kept, LONG(START_BITS)), arguments[1])
+        held = builder.or_(held, builder.and_(bits, LONG(2**31)))
+        return builder.bitcast(builder.trunc(held, INT), arguments[0].type)
+
+    return types.float32(types.float32, types.intp), codegen

@@ -6,15 +6,13 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from tqindex.codec.trellis import FARTHEST, METRIC_SHIFT, UNREACHED, WINDOW
+from tqindex.codec.trellis import FARTHEST, METRIC_SHIFT, WINDOW
 from tqindex.kernels.simd import BIT, INT, LONG, address, call, cgutils, constant, load
 
 #: Rows that are encoded at once.
 ROWS = 32
 _SHORT = ir.IntType(16)
 SHORTS = ir.VectorType(_SHORT, ROWS)
-#: Coordinates after which every state is reached, whatever the width.
-_STEPS_TO_ALL = 3
 
 
 def make_find_paths(bits: int) -> Any:
@@ -79,15 +77,6 @@ class _Paths:
                     cost = self._reach(state, value, before, words)
                     builder.store(cost, builder.gep(target, [state])).align = 2
                     builder.store(self._min(builder.load(least), cost), least)
-            with builder.if_then(builder.icmp_signed("<", loop.index, LONG(_STEPS_TO_ALL))):
-                self._limit(target, builder.load(least))
-
-    def _limit(self, costs: Any, least: Any) -> None:
-        """Keep costs within UNREACHED of the least, so that the next coordinate's do not exceed 16 bits."""
-        builder = self.builder
-        with cgutils.for_range(builder, LONG(self.states)) as loop:
-            lowered = self._min(builder.sub(self._at(costs, loop.index), least), constant(SHORTS, UNREACHED))
-            builder.store(builder.add(lowered, least), builder.gep(costs, [loop.index])).align = 2
 
     def _reach(self, state: Any, value: Any, before: list[Any], words: Any) -> Any:
         """Return the least cost of a state; writes the words that tell by which branch."""

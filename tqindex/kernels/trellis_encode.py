@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tqindex.codec.packing import plane_bytes
-from tqindex.codec.trellis import LIMIT, TRELLIS_BITS, UNREACHED, WINDOW, TrellisCodebook
+from tqindex.codec.trellis import LIMIT, TRELLIS_BITS, WINDOW, TrellisCodebook
 from tqindex.kernels.compile import inner_kernel, kernel
 from tqindex.kernels.encode import inner_product, make_room, quotient
 from tqindex.kernels.product import expand_row_portable
 from tqindex.kernels.simd_sums import CHUNK
 from tqindex.kernels.simd_trace import make_trace_back, transpose_bits
+from tqindex.kernels.simd_trellis import with_start
 from tqindex.kernels.simd_viterbi import ROWS, make_find_paths
 
 Float32Array = npt.NDArray[np.float32]
@@ -28,6 +29,7 @@ _find_paths2, _find_paths3, _find_paths4 = (make_find_paths(bits) for bits in TR
 _trace_back2, _trace_back3, _trace_back4 = (make_trace_back(bits) for bits in TRELLIS_BITS)
 # Numba's types give intrinsics the arguments of their code generators.
 _transpose_bits: Any = transpose_bits
+_with_start: Any = with_start
 
 
 class TrellisQuantiser:
@@ -44,6 +46,7 @@ class TrellisQuantiser:
             make_room(2 * states * ROWS, np.uint16),
             make_room(dim * 2**WINDOW, np.uint32),
             np.zeros(bits * (-(-dim // ROWS) * ROWS), np.uint32),
+            np.empty(WINDOW - bits, np.uint32),
             make_room(ROWS, np.uint32),
             np.empty(8 * width, np.uint8),
             make_room(dim),
@@ -72,33 +75,33 @@ def quantise_by_trellis(
     constants : (bits, units of a target for 1, the codebook's step)
     tables : (levels in units of a target, int16, each ROWS times; levels and _BIAS, u8 (windows,))
     planes, scales : as for `tqindex.kernels.encode.quantise_rows`
-    room : (targets, rounded, costs, choices, codes, square, expanded, levels, terms), as `TrellisQuantiser` allocates
-        them
+    room : (targets, rounded, costs, choices, codes, starts, square, expanded, levels, terms), as `TrellisQuantiser`
+        allocates them
     """
     n, dim = y.shape
     bits, units, step = constants
     window_units, table = tables
-    targets, rounded, costs, choices, codes, square, expanded, levels, terms = room
+    targets, rounded, costs, choices, codes, starts, square, expanded, levels, terms = room
     root, width = np.sqrt(np.float64(dim)), planes.shape[1] // bits
     flat_y, flat_planes = y.reshape(y.size), planes.reshape(planes.size)
     for first in range(0, n, ROWS):
         rows = min(ROWS, n - first)
         _write_targets(flat_y, first * dim, rows, dim, units, rounded, targets)
-        _find_codes(bits, targets, dim, window_units, costs, choices, codes)
+        _find_codes(bits, targets, dim, window_units, costs, choices, codes, starts)
         _write_planes(codes, bits, square, flat_planes, first * bits * width, rows, width)
         for r in range(first, first + rows):
             if norms[r] == 0.0:
                 planes[r] = 0
                 scales[r] = 0.0
                 continue
-            factor = 1.0
+            start, factor = _start_in(starts, bits, r - first), 1.0
             if unbiased:
                 at = r * bits * width
-                expand_row_portable(flat_planes, 0, 0, flat_planes, at, bits, width, table, expanded, 0, 64)
+                expand_row_portable(flat_planes, 0, 0, flat_planes, at, bits, width, table, expanded, 0, 64, start)
                 for j in range(dim):
                     levels[j] = np.float32(np.int32(expanded[j]) - _BIAS)
                 factor = quotient(np.float64(dim), inner_product(flat_y, r * dim, levels, 0, dim, terms) * step)
-            scales[r] = np.float32(norms[r] / root * factor)
+            scales[r] = _with_start(np.float32(norms[r] / root * factor), start)
 
 
 @inner_kernel
@@ -123,20 +126,31 @@ def _round(y: Any, at: int, n: int, units: float, rounded: Any) -> None:
 
 
 @inner_kernel
-def _find_codes(bits: int, targets: Any, dim: int, window_units: Any, costs: Any, choices: Any, codes: Any) -> None:
-    """Write the codes of each lane's best stream as planes of words: u32, flat [bits][dim rounded up]."""
+def _find_codes(
+    bits: int, targets: Any, dim: int, window_units: Any, costs: Any, choices: Any, codes: Any, starts: Any
+) -> None:
+    """Write the codes of each lane's best stream as planes of words, u32, flat [bits][dim rounded up], and starts."""
     for i in range(costs.shape[0] // 2):
-        costs[i] = 0 if i < ROWS else UNREACHED
+        costs[i] = 0
     stride = codes.shape[0] // bits
     if bits == 2:
         _find_paths2(targets, dim, window_units, costs, choices)
-        _trace_back2(costs, dim, choices, codes, stride)
+        _trace_back2(costs, dim, choices, codes, stride, starts)
     elif bits == 3:
         _find_paths3(targets, dim, window_units, costs, choices)
-        _trace_back3(costs, dim, choices, codes, stride)
+        _trace_back3(costs, dim, choices, codes, stride, starts)
     else:
         _find_paths4(targets, dim, window_units, costs, choices)
-        _trace_back4(costs, dim, choices, codes, stride)
+        _trace_back4(costs, dim, choices, codes, stride, starts)
+
+
+@inner_kernel
+def _start_in(starts: Any, bits: int, lane: int) -> int:
+    """Return a lane's start, of which each word has one bit, the most significant first."""
+    start = np.int64(0)
+    for i in range(WINDOW - bits):
+        start = 2 * start + np.int64((starts[i] >> np.uint32(lane)) & np.uint32(1))
+    return start
 
 
 @inner_kernel
