@@ -195,8 +195,8 @@ def test_cpus_without_bit_matrices_look_up_by_shuffles(level: str) -> None:
     expand_row = make_expand_row(OPERATIONS[level], WindowLevels)
 
     @numba.njit
-    def expand(block: Any, rest: Any, others: int, width: int, table: Any, levels: Any) -> None:
-        expand_row(block, 0, BLOCK * width, 3, 2, rest, 0, others, width, table, levels, 0, 64)
+    def expand(block: Any, rest: Any, others: int, width: int, table: Any, levels: Any, start: int) -> None:
+        expand_row(block, 0, BLOCK * width, 3, 2, rest, 0, others, width, table, levels, 0, 64, start)
 
     rng, width = np.random.default_rng(0), 200 // 8
     for bits in BITS:
@@ -204,8 +204,9 @@ def test_cpus_without_bit_matrices_look_up_by_shuffles(level: str) -> None:
         planes = pad_planes(codes, bits).reshape(BLOCK, bits, width)
         block = np.concatenate([interleave_rows(planes[:, plane]).ravel() for plane in range(2)])
         table, levels = rng.permutation(2**WINDOW).astype(np.uint8), np.empty(256, np.uint8)
-        expand(block, planes[3, 2:].ravel(), bits - 2, width, table, levels)
-        np.testing.assert_array_equal(levels[: 8 * width], table[windows_of(codes, bits)[3]])
+        starts = rng.integers(0, 2 ** (WINDOW - bits), BLOCK).astype(np.uint8)
+        expand(block, planes[3, 2:].ravel(), bits - 2, width, table, levels, starts[3])
+        np.testing.assert_array_equal(levels[: 8 * width], table[windows_of(codes, starts, bits)[3]])
 
 
 @pytest.mark.parametrize("bits", BITS)
