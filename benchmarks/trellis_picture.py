@@ -21,9 +21,9 @@ Float64Array = npt.NDArray[np.float64]
 _OURS, _ERROR, _HELD = "#0b5cad", "#b0413a", "#d7e5f4"
 _BITS, _SHOWN, _DIM, _SEED = 2, 16, 256, 3
 #: Coordinates whose windows are shown in full.
-_FIRST, _POINTED = 6, (8, 9)
+_FIRST, _POINTED = 11, (13, 14)
 #: The small trellis: a window of 3 bits, 1 emitted.
-_TOY_BITS, _TOY_LEVELS, _TOY_STEPS = 1, (-0.4, 1.3, -1.6, 0.2, 0.9, -0.1, 0.5, -0.9), 7
+_TOY_BITS, _TOY_LEVELS, _TOY_STEPS = 1, (-0.4, 1.0, -1.4, 0.4, 1.6, -0.8, 0.1, -1.9), 7
 
 
 def draw() -> Figure:
