@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,12 +10,16 @@ from hypothesis import strategies as st
 
 import tqindex as tq
 from tqindex.codec import Codec
-from tqindex.codec.packing import LEADING, pad_planes, plane_bytes
+from tqindex.codec.packing import BLOCK, LEADING, interleave_rows, pad_planes, plane_bytes
 from tqindex.codec.sums import dot
 from tqindex.codec.trellis import FARTHEST, LIMIT, WINDOW, TrellisCodebook, trellis_codebook, windows_of, with_starts
 from tqindex.kernels.compile import kernel
+from tqindex.kernels.cpu import available_levels
 from tqindex.kernels.product import TILE, _place_row, expand_tile, multiply_row
 from tqindex.kernels.rows import EncodedRows, StoredRows
+from tqindex.kernels.simd import OPERATIONS
+from tqindex.kernels.simd_rows import make_expand_row
+from tqindex.kernels.simd_trellis import WindowLevels
 from tqindex.kernels.simd_viterbi import ROWS
 from tqindex.kernels.trellis_encode import TrellisQuantiser
 
@@ -183,6 +188,25 @@ def test_every_window_is_looked_up(bits: int) -> None:
     work = np.zeros(LEADING * -(-plane_bytes(codes.shape[1]) // 8) * 8, np.uint8)
     _expand_tile(stored.lead, stored.rest, np.arange(1), 1, 0, bits, table, levels, work, stored.scales)
     np.testing.assert_array_equal(rows_of(levels)[0, : codes.shape[1]], table[windows_of(codes, starts, bits)][0])
+
+
+@pytest.mark.parametrize("level", [level for level in ("avx512", "avx2") if level in available_levels()])
+def test_cpus_without_bit_matrices_look_up_by_shuffles(level: str) -> None:
+    expand_row = make_expand_row(OPERATIONS[level], WindowLevels)
+
+    @numba.njit
+    def expand(block: Any, rest: Any, others: int, width: int, table: Any, levels: Any, start: int) -> None:
+        expand_row(block, 0, BLOCK * width, 3, 2, rest, 0, others, width, table, levels, 0, 64, start)
+
+    rng, width = np.random.default_rng(0), 200 // 8
+    for bits in BITS:
+        codes = rng.integers(0, 2**bits, (BLOCK, 8 * width)).astype(np.uint8)
+        planes = pad_planes(codes, bits).reshape(BLOCK, bits, width)
+        block = np.concatenate([interleave_rows(planes[:, plane]).ravel() for plane in range(2)])
+        table, levels = rng.permutation(2**WINDOW).astype(np.uint8), np.empty(256, np.uint8)
+        starts = rng.integers(0, 2 ** (WINDOW - bits), BLOCK).astype(np.uint8)
+        expand(block, planes[3, 2:].ravel(), bits - 2, width, table, levels, starts[3])
+        np.testing.assert_array_equal(levels[: 8 * width], table[windows_of(codes, starts, bits)[3]])
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -125,7 +125,8 @@ def start_of(typing_context: Any, scales: Any, row: Any) -> Any:
     """Return a row's start, intp: the lowest byte of its scale; scales: f32."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        scale = load(builder, address(context, builder, signature.args[0], *arguments, INT))
+        v_scales, v_row = arguments
+        scale = load(builder, address(context, builder, signature.args[0], v_scales, v_row, INT))
         return builder.zext(builder.trunc(scale, BYTE), LONG)
 
     return types.intp(scales, types.intp), codegen

@@ -145,7 +145,7 @@ def _find_codes(
 
 
 @inner_kernel
-def _start_in(starts: Any, bits: int, lane: int) -> int:
+def _start_in(starts: Any, bits: int, lane: int) -> Any:
     """Return a lane's start, of which each word has one bit, the most significant first."""
     start = np.int64(0)
     for i in range(WINDOW - bits):
