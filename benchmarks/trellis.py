@@ -11,9 +11,10 @@ the same file. The normal law is the limit of the coordinates' law in many dimen
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -35,6 +36,7 @@ _FAR = 2.0**20
 _MEMORY = 0.9
 _RESOLUTION = 2.0**20
 _COLUMNS = 24
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _njit: Any = numba.njit  # untyped
 
 
@@ -174,7 +176,11 @@ def search(
     return windows[:n]
 
 
-@_njit(nogil=True, error_model="numpy")
+def _compiled(function: _Function) -> _Function:
+    return cast(_Function, _njit(nogil=True, error_model="numpy")(function))
+
+
+@_compiled
 def _search(units: Any, targets: Any, bits: int, start: int, end: int, windows: Any) -> None:
     """Fill windows, uint16 (n, dim), n a multiple of _LANES rows, which go together.
 
@@ -199,7 +205,7 @@ def _search(units: Any, targets: Any, bits: int, start: int, end: int, windows: 
                 state = window >> bits
 
 
-@_njit(nogil=True, error_model="numpy")
+@_compiled
 def _step(y: Any, targets: Any, bits: int, costs: Any, new: Any, chosen: Any) -> None:
     """Take one coordinate of every lane into the costs of the states, and note which branch each kept."""
     branches, states, far = 1 << bits, targets.shape[0] >> bits, np.float32(FARTHEST)

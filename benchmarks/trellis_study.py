@@ -30,7 +30,7 @@ def sphere_rows(dim: int, coordinates: int = _COORDINATES) -> Float64Array:
     """Return rows of squared norm dim, float64 (n, dim)."""
     n = max(1, coordinates // dim)
     y = RandomStream(_SEED, dim).gaussians(n * dim).reshape(n, dim)
-    return y * (np.sqrt(dim) / np.linalg.norm(y, axis=1, keepdims=True))
+    return np.asarray(y * (np.sqrt(dim) / np.linalg.norm(y, axis=1, keepdims=True)))
 
 
 def cosines(y: Float64Array, z: Float64Array) -> Float64Array:
@@ -107,14 +107,14 @@ def sign_rules() -> Iterable[list[Any]]:
     """Distortion, and how far a coordinate's first bit tells its value, by what is asked of that bit."""
     for recipe in RECIPES:
         for name in ("none", "at the start only", "always"):
-            stream, best = RandomStream(_SEED, recipe.bits), (None, np.inf)
+            stream, best = RandomStream(_SEED, recipe.bits), (np.empty(0), np.inf)
             rule = (lambda values, bits=recipe.bits: kept_signs(values, bits)) if name == "always" else None
             for _ in range(8):
                 values = random_levels(stream, recipe)
                 values = values if name == "none" else signed(values, recipe.bits)
                 found = improve(values, recipe, stream, 40, rule=rule)
                 best = min(best, found, key=lambda each: each[1])
-            values, distortion = improve(best[0], recipe, stream, 100, rule=rule)  # type: ignore[arg-type]
+            values, distortion = improve(best[0], recipe, stream, 100, rule=rule)
             y = sphere_rows(1536)
             windows = search(y, np.rint(values * recipe.unit).astype(np.int32), recipe.bits, recipe.unit)
             told = float((sign_bits(len(values), recipe.bits)[windows] * y).mean())
