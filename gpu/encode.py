@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tqindex.checks import check_finite, check_nonzero, check_norms, check_rows
 from tqindex.codec import Codec
-from tqindex.codec.codebook import WIDTHS
+from tqindex.codec.codebook import WIDTHS, Codebook
 from tqindex.codec.codec import PROD_BITS, normalise
 from tqindex.codec.codes import QueryCodes
 from tqindex.codec.rotation import HadamardRotation, MatrixProjection
@@ -165,8 +165,16 @@ class Tables:
 
     @classmethod
     def of(cls, codec: Codec) -> "Tables":
-        """Return a codec's tables, on the host."""
+        """Return a codec's tables, on the host.
+
+        Raises
+        ------
+        ArgumentError
+            The GPU has no kernels for the kind.
+        """
         book = codec.codebook
+        if not isinstance(book, Codebook):
+            raise ArgumentError(f"kind must be 'mse' or 'prod' on a GPU, got {codec.kind!r}: use the CPU")
         projections = [codec.rotate, codec.sketch_projection]
         rotations = [projection for projection in projections if isinstance(projection, HadamardRotation)]
         matrices = [projection.columns for projection in projections if isinstance(projection, MatrixProjection)]

@@ -191,7 +191,7 @@ def test_numpy_integers_are_integers() -> None:
         ({"rotation": ""}, "rotation must be one of hadamard, dense; got ''"),
         ({"bits": 1, "kind": "prod"}, "bits of kind 'prod' must be one of 2, 3, 4; got 1"),
         ({"bits": 8, "kind": "prod"}, "bits of kind 'prod' must be one of 2, 3, 4; got 8"),
-        ({"kind": "pq"}, "kind must be one of mse, prod; got 'pq'"),
+        ({"kind": "pq"}, "kind must be one of mse, prod, trellis; got 'pq'"),
         ({"sketch": "none"}, "sketch must be one of orthogonal, gaussian; got 'none'"),
         ({"scale": 1.0}, "scale must be one of unbiased, paper; got 1.0"),
         ({"rotation": "fft"}, "rotation must be one of hadamard, dense; got 'fft'"),

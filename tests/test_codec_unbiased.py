@@ -152,8 +152,8 @@ def is_unbiased(errors: Float64Array) -> npt.NDArray[np.bool_]:
 
 
 def config_of(dim: int, bits: int, codec: str, rotation: str, centred: bool = False, scale: str = "unbiased") -> Any:
-    """Arguments of Codec by a short name: "mse", "orthogonal" or "gaussian"."""
-    kind: dict[str, Any] = {"kind": "mse"} if codec == "mse" else {"kind": "prod", "sketch": codec}
+    """Arguments of Codec by a short name: "mse", "trellis", "orthogonal" or "gaussian"."""
+    kind: dict[str, Any] = {"kind": codec} if codec in ("mse", "trellis") else {"kind": "prod", "sketch": codec}
     center = center_of(centred, dim)
     return {"dim": dim, "bits": bits, "scale": scale, "rotation": rotation, "center": center, **kind}
 
@@ -162,13 +162,16 @@ def config_of(dim: int, bits: int, codec: str, rotation: str, centred: bool = Fa
 SMALL = {8: (2000, "dense"), 64: (200, "dense"), 100: (200, "hadamard")}
 LARGE = {1032: (200, "hadamard"), 1536: (200, "hadamard")}
 SIDES = [(metric, centred) for metric in METRICS for centred in (False, True)]
-SMALL_CODECS = ("mse", "orthogonal", "gaussian")
+SMALL_CODECS = ("mse", "trellis", "orthogonal", "gaussian")
 CASES = (
     [(8, c, m, z) for c in SMALL_CODECS for m, z in (("ip", False), ("cosine", True), ("l2", True))]
     + [(d, c, m, z) for d in (64, 100) for c in SMALL_CODECS for m, z in SIDES]
     + [(d, c, m, m == "l2") for d in LARGE for c in ("mse", "orthogonal") for m in ("ip", "l2")]
+    + [(d, "trellis", "ip", False) for d in LARGE]
 )  # fmt: skip
-NIGHTLY_CASES = [(d, c, m, z) for d in LARGE for c in ("mse", "orthogonal") for m in METRICS for z in (False, True)]
+NIGHTLY_CASES = [
+    (d, c, m, z) for d in LARGE for c in ("mse", "trellis", "orthogonal") for m in METRICS for z in (False, True)
+]
 
 
 def check_unbiased(dim: int, codec: str, metric: str, centred: bool, bits: int, seeds: int, rotation: str) -> None:

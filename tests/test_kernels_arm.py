@@ -15,9 +15,11 @@ import pytest
 from llvmlite import ir
 
 from tqindex.codec.packing import BLOCK, interleave_rows
+from tqindex.codec.trellis import windows_of
 from tqindex.kernels import product, simd
 from tqindex.kernels.simd_product import make_multiply_block
-from tqindex.kernels.simd_rows import make_dot_row, make_expand_row
+from tqindex.kernels.simd_rows import CodeLevels, make_dot_row, make_expand_row
+from tqindex.kernels.simd_trellis import WindowLevels
 
 # Prints (module, kernel, signature) of what adding and searching compiled.
 SIGNATURES = """
@@ -96,15 +98,20 @@ def test_products_are_dot_instructions(level: str, run_python: Any) -> None:
 
 def spelled_out(builder: Any, name: str, result: Any, operands: list[Any], other: Any) -> Any:
     """As `simd.call`; Arm's instructions as the architecture's manual defines them."""
-    if name == "llvm.aarch64.neon.tbl1.v16i8":
-        table, codes = operands
-        for lane in range(16):
-            place = ir.Constant(simd.INT, lane)
-            entry = builder.extract_element(table, builder.extract_element(codes, place))
-            codes = builder.insert_element(codes, entry, place)
-        return codes
     if not name.startswith("llvm.aarch64.neon"):
         return other(builder, name, result, operands)
+    if name.split(".")[3] in ("tbl1", "tbl4", "tbx4"):
+        found = operands.pop(0) if "tbx" in name else ir.Constant(result, None)
+        table, places = simd.joined(builder, operands[:-1]), operands[-1]
+        last = simd.BYTE(table.type.count - 1)
+        for lane in range(16):
+            index = ir.Constant(simd.INT, lane)
+            place = builder.extract_element(places, index)
+            entry = builder.extract_element(table, builder.and_(place, last))
+            beyond = builder.icmp_unsigned(">", place, last)
+            entry = builder.select(beyond, builder.extract_element(found, index), entry)
+            found = builder.insert_element(found, entry, index)
+        return found
     total, a, b = operands
     unsigned = {"sdot": False, "usdot": True}[name.split(".")[3]]
     products = builder.mul((builder.zext if unsigned else builder.sext)(a, simd.INTS), builder.sext(b, simd.INTS))
@@ -136,29 +143,37 @@ def test_blocks_of_products(operations: simd.Operations) -> None:
     np.testing.assert_array_equal(products, levels.astype(np.int32) @ queries.astype(np.int32).T)
 
 
-def test_rows_from_their_planes(operations: simd.Operations) -> None:
-    dot_row, expand_row = make_dot_row(operations), make_expand_row(operations)
+@pytest.mark.parametrize(("levels_of", "widths"), [(CodeLevels, (1, 2, 3, 4, 8)), (WindowLevels, (2, 3, 4))])
+def test_rows_from_their_planes(levels_of: Any, widths: tuple[int, ...], operations: simd.Operations) -> None:
+    dot_row, expand_row = make_dot_row(operations, levels_of), make_expand_row(operations, levels_of)
 
     @numba.njit
-    def both(block: Any, leading: int, rest: Any, others: int, width: int, table: Any, query: Any, levels: Any) -> int:
+    def both(
+        block: Any, leading: int, rest: Any, others: int, width: int, table: Any, query: Any, levels: Any, start: int
+    ) -> int:
         size = BLOCK * width
-        expand_row(block, 0, size, 3, leading, rest, 0, others, width, table, levels, 0, 64)
-        return dot_row(block, 0, size, 3, leading, rest, 0, others, width, table, query)  # type: ignore[no-any-return]
+        expand_row(block, 0, size, 3, leading, rest, 0, others, width, table, levels, 0, 64, start)
+        return dot_row(block, 0, size, 3, leading, rest, 0, others, width, table, query, start)  # type: ignore[no-any-return]
 
     rng = np.random.default_rng(0)
     dim, depth = 104, 128  # the last step of 64 is not a whole one
-    for bits in (1, 2, 3, 4, 8):
+    for bits in widths:
         codes = rng.integers(0, 1 << bits, dim).astype(np.uint8)
         planes = np.packbits(codes >> np.arange(bits)[::-1, None] & 1, axis=1, bitorder="little")
-        table = rng.integers(0, 256, 16).astype(np.uint8)
         query, levels = np.zeros(depth, np.int8), np.empty(depth, np.uint8)
         query[:dim] = rng.integers(-128, 128, dim)
-        wanted = codes if bits == 8 else table[codes]
+        start = 2 ** (8 - bits) - 2 if levels_of is WindowLevels else 0
+        if levels_of is WindowLevels:
+            table = rng.permutation(256).astype(np.uint8)
+            wanted = table[windows_of(codes[np.newaxis], np.array([start], np.uint8), bits)[0]]
+        else:
+            table = np.tile(rng.integers(0, 256, 16).astype(np.uint8), 4)
+            wanted = codes if bits == 8 else table[codes]
         leading = min(bits, 2)
         rows = rng.integers(0, 256, (leading, BLOCK, dim // 8), np.uint8)
         rows[:, 3] = planes[:leading]
         block = np.concatenate([interleave_rows(plane).ravel() for plane in rows])
         rest = planes[leading:].ravel()
-        dot = both(block, leading, rest, bits - leading, dim // 8, np.tile(table, 4), query, levels)
+        dot = both(block, leading, rest, bits - leading, dim // 8, table, query, levels, start)
         np.testing.assert_array_equal(levels[:dim], wanted)
         assert dot == wanted.astype(np.int32) @ query[:dim].astype(np.int32)

@@ -35,6 +35,7 @@ CODECS: list[dict[str, Any]] = [
         for k in ("orthogonal", "gaussian")
         for s in ("unbiased", "paper")
     ),
+    *({"bits": bits, "kind": "trellis", "scale": s} for bits in (2, 3, 4) for s in ("unbiased", "paper")),
     *({"bits": bits, "kind": "mse", "scale": "unbiased", "effort": "search"} for bits in (2, 3, 4)),
     *({"bits": bits, "kind": "prod", "scale": "unbiased", "effort": "search"} for bits in (3, 4)),
 ]
@@ -197,11 +198,14 @@ def test_expand_tile_undoes_pad_planes(dim: int, bits: int) -> None:
     entries = np.random.default_rng(0).permutation(256)[:16].astype(np.uint8)
     levels = np.zeros((TILE, -(-dim // 64) * 64), np.uint8)
     work = np.zeros(min(bits, LEADING) * -(-width // 8) * 8, np.uint8)
-    _expand_tile(stored.lead, stored.rest, np.arange(8, 14), 6, 0, bits, np.tile(entries, 4), levels, work)
+    _expand_tile(
+        stored.lead, stored.rest, np.arange(8, 14), 6, 0, bits, np.tile(entries, 4), levels, work, stored.scales
+    )
     expected = codes if bits == 8 else entries[codes]
     np.testing.assert_array_equal(rows_of(levels)[:6, :dim], expected[5:, :dim])
     assert not rows_of(levels)[6:].any()
-    _expand_tile(stored.lead, stored.rest, np.arange(8, 14), 6, bits - 1, 1, np.tile(entries, 4), levels, work)
+    place = np.arange(8, 14), 6, bits - 1, 1
+    _expand_tile(stored.lead, stored.rest, *place, np.tile(entries, 4), levels, work, stored.scales)
     np.testing.assert_array_equal(rows_of(levels)[:6, :dim], entries[codes[5:, :dim] & 1])
 
 

@@ -12,7 +12,7 @@ from tqindex.errors import ArgumentError
 from tqindex.kernels import cpu
 
 HERE = Path(__file__).parent
-FILES = ("scan", "encode", "queries", "coarse", "cascade", "kv")
+FILES = ("scan", "encode", "trellis", "queries", "coarse", "cascade", "kv")
 
 
 @pytest.mark.parametrize("level", [level for level in cpu.available_levels() if level != cpu.simd_level()])

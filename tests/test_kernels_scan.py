@@ -33,6 +33,7 @@ CODECS: list[dict[str, Any]] = [
     *({"bits": bits, "codec": "mse"} for bits in (1, 2, 3, 4, 8)),
     *({"bits": bits, "codec": "prod", "sketch": "orthogonal"} for bits in (2, 3, 4)),
     {"bits": 3, "codec": "prod", "sketch": "gaussian"},
+    *({"bits": bits, "codec": "trellis"} for bits in (2, 3, 4)),
 ]
 
 
@@ -73,7 +74,7 @@ def test_search_equals_the_codec(dim: int, config: Any, gaussian_rows: Any) -> N
                 assert_same(index.search(queries, k), expected_result(index, rows, ids, queries, k))
 
 
-@pytest.mark.parametrize("config", [CODECS[1], CODECS[4], CODECS[7]], ids=name_of)
+@pytest.mark.parametrize("config", [CODECS[1], CODECS[4], CODECS[7], CODECS[11]], ids=name_of)
 def test_search_equals_the_codec_at_1536(config: Any, gaussian_rows: Any) -> None:
     rows, queries = gaussian_rows(70, 1536, 1), gaussian_rows(3, 1536, 2)
     index = tq.Index(1536, metric="l2", center=np.full(1536, 0.05), **config)
@@ -106,7 +107,7 @@ def test_large_scans_cross_chunks_and_query_blocks(gaussian_rows: Any) -> None:
         assert_same(index.search(queries, 5, threads=threads), expected)
 
 
-@pytest.mark.parametrize("config", [CODECS[3], CODECS[4], CODECS[7]], ids=name_of)
+@pytest.mark.parametrize("config", [CODECS[3], CODECS[4], CODECS[7], CODECS[10]], ids=name_of)
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dim", [33, 100, 257])
 def test_thresholds_from_a_first_pass_and_bounds_leave_no_trace(

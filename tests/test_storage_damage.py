@@ -165,7 +165,7 @@ def test_search_of_a_map_whose_numbers_are_noise(place):
 
 @pytest.mark.parametrize(
     ("version", "words"),
-    [(3, "has format version 3; this tqindex reads 1 to 2: upgrade tqindex"), ("2.0", "has format version '2.0'")],
+    [(4, "has format version 4; this tqindex reads 1 to 3: upgrade tqindex"), ("2.0", "has format version '2.0'")],
 )
 def test_a_newer_format(place, version, words):
     forge(place, lambda fields: fields.update(version=version, codec="of another kind"))

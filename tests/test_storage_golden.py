@@ -1,4 +1,4 @@
-"""Format versions 1 and 2 are read for ever: committed index directories load, verify and answer as they did."""
+"""Format versions 1 to 3 are read for ever: committed index directories load, verify and answer as they did."""
 
 import importlib.util
 import json

@@ -11,6 +11,7 @@ _CENTER_ROWS = 4096
 _FORMS: tuple[tuple[str, str, dict[str, Any], tuple[int, ...]], ...] = (
     ("tqindex-mse", "tqindex mse", {}, (1, 2, 3, 4, 8)),
     ("tqindex-mse-search", "tqindex mse, effort search", {"effort": "search"}, (2, 3, 4)),
+    ("tqindex-trellis", "tqindex trellis", {"codec": "trellis"}, (2, 3, 4)),
     ("tqindex-mse-paper", "tqindex mse, paper's scale", {"scale": "paper"}, (1, 2, 3, 4, 8)),
     ("tqindex-prod", "tqindex prod, orthogonal sketch", {"codec": "prod"}, (2, 3, 4)),
     ("tqindex-prod-gaussian", "tqindex prod, Gaussian sketch", {"codec": "prod", "sketch": "gaussian"}, (2, 3, 4)),
@@ -49,7 +50,7 @@ class Ours(Peer):
     def stored_bytes(self) -> int:
         """Return the counted bytes, and those of the codebook and the centre."""
         codec = self._index.codec
-        shared = codec.codebook.centroids.nbytes + (0 if codec.center is None else codec.center.nbytes)
+        shared = codec.codebook.nbytes + (0 if codec.center is None else codec.center.nbytes)
         return int(self._index.info()["total_bytes"]) + shared
 
 
@@ -61,7 +62,8 @@ def _method(key: str, label: str, parameters: dict[str, Any], widths: tuple[int,
         family="centred" if centred else "oblivious",
         make=lambda setup: Ours(setup, centred, parameters),
         widths=widths,
-        on_gpu=parameters.get("effort") != "search",  # the CPU alone makes such codes
+        # The CPU alone makes such codes.
+        on_gpu=parameters.get("effort") != "search" and parameters.get("codec") != "trellis",
     )
 
 

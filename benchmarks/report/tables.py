@@ -14,7 +14,7 @@ from tqindex.bench.report.table import Line, Table
 PAPER_WIDTHS = {2.0, 4.0}
 #: What they show of each width: ours, and one of each kind of peer. The tables have all.
 COMPARED = (
-    *("tqindex-mse", "tqindex-mse-centred", "tqindex-prod"),
+    *("tqindex-mse", "tqindex-mse-centred", "tqindex-trellis", "tqindex-trellis-centred", "tqindex-prod"),
     *PQ,
     *LONG_PQ,
     *("faiss-sqtqmse", "faiss-rabitq", "turbovec"),

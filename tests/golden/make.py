@@ -29,6 +29,7 @@ _KINDS = [("mse", "orthogonal", bits) for bits in (1, 2, 3, 4, 8)] + [
 ]
 _FORMS = [("hadamard", 33), ("hadamard", 64), ("hadamard", 100), ("dense", 7), ("dense", 33), ("dense", 64)]
 _SEARCHED = [("mse", 2), ("mse", 3), ("mse", 4), ("prod", 3), ("prod", 4)]
+_TRELLIS = [("trellis", bits) for bits in (2, 3, 4)]
 #: Metric, and whether there is a centre.
 _SIDES = [("ip", False), ("cosine", True), ("l2", False)]
 
@@ -42,6 +43,10 @@ def cases() -> Iterator[tuple[str, Codec, str]]:
     for (rotation, dim), (kind, bits) in itertools.product(_FORMS, _SEARCHED):
         yield _case(rotation, dim, kind, "orthogonal", bits, "cosine", True, "search")
     yield _case("hadamard", 1536, "mse", "orthogonal", 4, "cosine", True, "search")
+    for (rotation, dim), (kind, bits), (metric, centred) in itertools.product(_FORMS, _TRELLIS, _SIDES):
+        yield _case(rotation, dim, kind, "orthogonal", bits, metric, centred)
+    for kind, bits in _TRELLIS:
+        yield _case("hadamard", 1536, kind, "orthogonal", bits, "cosine", True)
 
 
 def _case(

@@ -33,6 +33,9 @@ _CASES: list[tuple[str, int, int, dict[str, Any], bool]] = [
     ("v2-mse-2-l2-ids", 65, 75, {"bits": 2, "metric": "l2"}, True),
     ("v2-prod-3-ip-emptied", 33, 9, {"bits": 3, "metric": "ip", "codec": "prod"}, False),
     ("v2-mse-4-l2-originals", 35, 11, {"bits": 4, "metric": "l2", "originals": "float16"}, False),
+    ("v3-trellis-2-cosine-centred", 100, 70, {"bits": 2, "metric": "cosine", "codec": "trellis"}, False),
+    ("v3-trellis-3-ip", 33, 11, {"bits": 3, "metric": "ip", "codec": "trellis"}, False),
+    ("v3-trellis-4-l2-ids", 65, 75, {"bits": 4, "metric": "l2", "codec": "trellis"}, True),
 ]
 
 
@@ -43,7 +46,7 @@ def cases() -> Iterator[tuple[str, tq.Index, Any]]:
         center = values.mean(axis=0) if name.endswith("-centred") else None
         index = tq.Index(dim, center=center, **options)
         ids = index.add(values[:n], np.arange(n)[::-1] * 1000 + 7 if with_ids else None)
-        if name.startswith("v2"):
+        if not name.startswith("v1"):
             _change(index, ids, values, emptied=name.endswith("-emptied"))
         yield name, index, values[n:]
 

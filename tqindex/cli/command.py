@@ -92,7 +92,12 @@ _dataset = click.option("--dataset", help="Which dataset of an HDF5 file holds t
 @click.option("--bits", type=int, default=4, show_default=True, help="Bits per coordinate: 1, 2, 3, 4 or 8.")
 @click.option("--metric", help="cosine, ip or l2; default: what the file states, else cosine.")
 @click.option("--center", type=str, default="auto", show_default=True, help="auto: the mean of a sample; or none.")
-@click.option("--codec", default="mse", show_default=True, help="mse, or prod: one of the bits is a QJL sketch.")
+@click.option(
+    "--codec",
+    default="mse",
+    show_default=True,
+    help="mse; prod: one of the bits is a QJL sketch; or trellis: more accurate, slower to encode.",
+)
 @click.option("--sketch", default="orthogonal", show_default=True, help="For prod: orthogonal or gaussian.")
 @click.option("--scale", default="unbiased", show_default=True, help="unbiased, or paper for comparison.")
 @click.option("--rotation", help="hadamard or dense; default: dense below 64 dimensions.")

@@ -12,8 +12,9 @@ from tqindex.kernels.compile import cache_folder
 
 
 def compile_kernels() -> None:
-    """Compile every kernel: both rotations, both kinds, both efforts, single queries and batches, compaction."""
-    for dim, kind, effort in ((8, "mse", "plain"), (64, "prod", "plain"), (64, "mse", "search")):
+    """Compile every kernel: both rotations, all kinds, both efforts, single queries and batches, compaction."""
+    forms = (8, "mse", "plain"), (64, "prod", "plain"), (64, "mse", "search"), (8, "trellis", "plain")
+    for dim, kind, effort in forms:
         rows = any_rows(dim)
         index = Index(dim, codec=kind, center=np.full(dim, 0.1), effort=effort)  # type: ignore[arg-type]
         index.add(rows)

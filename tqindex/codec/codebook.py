@@ -63,6 +63,15 @@ class Codebook:
         """float64 (2**bits,): what each code stands for."""
         return self.step * (self.levels.astype(np.float64) + self.offset)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what has to be known beside the codes."""
+        return self.centroids.nbytes
+
+    def quantise(self, y: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        """Return the codes of coordinates of any shape."""
+        return np.searchsorted(self.boundaries, y, side="right").astype(np.uint8)
+
     def get_config(self) -> dict[str, Any]:
         """Return the codebook as JSON types: centroids in units of 2**-20, and the distortion."""
         return {

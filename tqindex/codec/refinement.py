@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tqindex.codec.codebook import SphereLaw
+from tqindex.codec.codebook import Codebook, SphereLaw
 from tqindex.codec.codec import Codec
 
 
@@ -56,8 +56,16 @@ class Refinement:
 
 
 def refinement(codec: Codec, planes: int) -> Refinement:
-    """Return the constants of a codec's first `planes` planes, at most those of its codebook."""
+    """Return the constants of a codec's first `planes` planes, at most those of its codebook.
+
+    Raises
+    ------
+    TypeError
+        The planes of kind "trellis" do not refine each other.
+    """
     book = codec.codebook
+    if not isinstance(book, Codebook):
+        raise TypeError(f"planes of kind {codec.kind!r} do not refine each other")
     y, weights = SphereLaw(codec.dim).quadrature(book.boundaries)
     z = book.values[:, np.newaxis]
 

@@ -9,9 +9,19 @@ from tqindex.kernels.compile import cache_folder
 from tqindex.kernels.cpu import simd_level
 from tqindex.kernels.threads import available_threads
 
-#: The newest that is read and written; from 1 on, files are read for ever. 2 adds removed rows and
-#: originals, and is written where there are any.
-FORMAT_VERSION = 2
+#: The newest that is read and written; from 1 on, files are read for ever. 2 adds removed rows and originals, 3 codes
+#: of kind "trellis".
+FORMAT_VERSION = 3
+
+
+def format_version(codec: Codec, changed: bool) -> int:
+    """Return the earliest version that can say what an index holds: older ones of tqindex go on reading the others.
+
+    changed: whether rows are removed, or originals kept.
+    """
+    if codec.kind == "trellis":
+        return 3
+    return 2 if changed else 1
 
 
 def describe(
@@ -51,7 +61,7 @@ def describe(
         "bytes_per_vector": total / n if n else None,
         "float32_bytes_per_vector": 4 * codec.dim,
         "segments": len(segments),
-        "format_version": FORMAT_VERSION if n < n_rows or rows.originals is not None else 1,
+        "format_version": format_version(codec, n < n_rows or rows.originals is not None),
         "scan": scan,
         "rows_scored": scored,
         "device": engine.device,

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tqindex.checks import check_choice
 from tqindex.codec import Codec
-from tqindex.codec.codec import METRICS, Kind, Scale, Sketch
+from tqindex.codec.codec import KINDS, METRICS, Kind, Scale, Sketch
 from tqindex.codec.effort import Effort
 from tqindex.errors import ArgumentError
 from tqindex.index.arguments import MAX_ID, as_ids, distinct_ids
@@ -35,9 +35,9 @@ class Index(Searching):
     Parameters
     ----------
     dim : int, 2 to 65,536
-    bits : {1, 2, 3, 4, 8}; {2, 3, 4} for codec "prod"
+    bits : {1, 2, 3, 4, 8}; {2, 3, 4} for codecs "prod" and "trellis"
     metric : {"cosine", "ip", "l2"}
-    codec : {"mse", "prod"} or a Codec
+    codec : {"mse", "prod", "trellis"} or a Codec
         With a Codec, `dim` and `metric` still count and the other codec parameters must be left alone.
     sketch, scale, center, rotation, seed, effort :
         As for `tqindex.Codec`. Under "cosine" the centre is subtracted after normalisation.
@@ -91,7 +91,7 @@ class Index(Searching):
                 raise ArgumentError(f"{names} come with {codec!r}; leave them out")
             self.codec = codec
         else:
-            check_choice("codec", codec, ("mse", "prod"))
+            check_choice("codec", codec, KINDS)
             self.codec = Codec(dim, bits, codec, sketch, scale, center, rotation, seed, effort)
         kept = None if originals is None or callable(originals) else check_choice("originals", originals, ORIGINALS)
         rows = RowSet(self.codec, self.metric, originals=kept)

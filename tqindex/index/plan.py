@@ -48,13 +48,17 @@ class ScanPlan:
         # One level per combined code; the sketch's sign is the lowest bit.
         levels = np.repeat(book.levels, 2) if codec.kind == "prod" else book.levels
         biased = (levels.astype(np.int16) + 128).astype(np.uint8)
-        table = np.tile(np.resize(biased, 16), 4) if codec.bits < 8 else np.zeros(64, np.uint8)
+        if codec.kind == "trellis":
+            table = biased  # by window, not by code
+        else:
+            table = np.tile(np.resize(biased, 16), 4) if codec.bits < 8 else np.zeros(64, np.uint8)
         sketch_table = np.tile(np.resize(np.array([0, 1], np.uint8), 16), 4)
         # 8 bits: 2 * sum((code - 128) * q) + sum(q) = 2 P - 255 sum(q); else sum(level * q) = P - 128 sum(q).
         self.multiplier, self._shift = (2, -255) if book.offset else (1, -128)
         self.tables: tuple[Any, ...] = (codec.bits, table, sketch_table)
-        # The constants are those of plain codes: with effort "search" a scale depends on the stretch of its row.
-        has_stages = codec.dim >= _LEAST_DIM and codec.effort == "plain"
+        # The constants are those of plain scalar codes: with effort "search" a scale depends on the stretch of its row,
+        # and the leading planes of a trellis code say next to nothing of its levels.
+        has_stages = codec.dim >= _LEAST_DIM and codec.effort == "plain" and codec.kind != "trellis"
         counts = range(1, min(book.bits, LEADING) + 1) if has_stages else ()
         self.stages = np.array([_stage(refinement(codec, planes)) for planes in counts]).reshape(-1, 7)
         self.form, self.exact_form = self._form(self.stages), self._form(self.stages[:0])
@@ -144,7 +148,7 @@ def deviations(plan: ScanPlan, k: int, n: int, eps: float) -> tuple[float, float
 
     Each of the k best may be lost in either of two stages. With a sketch half of eps goes to its error in any row.
     """
-    if plan.codec.kind == "mse":
+    if plan.codec.kind != "prod":
         return _quantile(eps / (2 * k)), 0.0
     return _quantile(eps / (4 * k)), _quantile(eps / (2 * n))
 

@@ -17,10 +17,12 @@ from tqindex.kernels.product import multiply_row
 from tqindex.kernels.queries import BIAS, SHIFT, SKETCH_SHIFT, SKETCH_STEP, STAGES, STEP
 from tqindex.kernels.scan import NO_ID, is_better, push
 from tqindex.kernels.simd_count import STREAMS, make_reach_pairs, prefetch
+from tqindex.kernels.simd_trellis import start_of
 
 # Numba's types give intrinsics the arguments of their code generators.
 _reach_without_offsets, _reach_with_offsets = make_reach_pairs(False), make_reach_pairs(True)
 _prefetch: Any = prefetch
+_start_of: Any = start_of
 #: Rows are long whose plane has more bytes. Of short ones both planes are counted before any is given up, so many rows
 #: at a time: counts of these stay in cache.
 _SHORT_WIDTH, _PIECE = 64, 2**15
@@ -337,10 +339,13 @@ def _score_rows(
     has_sketch, has_offsets, has_ids = sketch_scales.shape[0] > 0, offsets.shape[0] > 0, ids.shape[0] > 0
     for i in range(n_wanted):
         row = wanted[i]
-        product = multiply_row(lead, shape, row, 0, bits, rest, table, query_levels, planes, levels)
+        start = _start_of(scales, row)
+        product = multiply_row(lead, shape, row, 0, bits, rest, table, query_levels, planes, levels, start)
         score = scales[row] * (step * np.float32(np.int32(multiplier * product + shift)))
         if has_sketch:
-            signs = multiply_row(lead, shape, row, bits - 1, 1, rest, sketch_table, sketch_levels, planes, levels)
+            signs = multiply_row(
+                lead, shape, row, bits - 1, 1, rest, sketch_table, sketch_levels, planes, levels, start
+            )
             score += sketch_scales[row] * (sketch_step * np.float32(np.int32(2 * signs + sketch_shift)))
         if has_offsets:
             score += offsets[row]

@@ -53,6 +53,11 @@ def has_byte_tables() -> bool:
     return simd_level() in ("amx", "avx512") and "avx512vbmi" in _features()
 
 
+def has_bit_matrices() -> bool:
+    """Whether that level has GFNI and AVX-512 VBMI2 too: Intel's CPUs from 2019 on, AMD's from 2022 on."""
+    return has_byte_tables() and {"gfni", "avx512vbmi2"} <= _features()
+
+
 def _may_use_tiles() -> bool:
     """Ask Linux for the tile registers; a process without permission is killed at the first tile instruction."""
     if sys.platform != "linux":

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tqindex.codec.effort import UNITS, UNITS_PER_BIN
 from tqindex.kernels.compile import inner_kernel, kernel
@@ -15,6 +16,14 @@ _multiply_terms: Any = multiply_terms
 _scale_chunks: Any = scale_chunks
 _sum_chunk: Any = sum_chunk
 _quantise1, _quantise2, _quantise3, _quantise4, _quantise8 = (make_quantise_row(bits) for bits in (1, 2, 3, 4, 8))
+_LINE = 64
+
+
+def make_room(size: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+    """Return room for `size` numbers that starts a cache line: vectors that lie across two take twice as long."""
+    room = np.empty(size * np.dtype(dtype).itemsize + _LINE, np.uint8)
+    start = -room.__array_interface__["data"][0] % _LINE
+    return room[start : start + room.size - _LINE].view(dtype)
 
 
 @kernel
@@ -57,7 +66,7 @@ def normalise_rows(rows: Any, norms: Any, scratch: Any) -> None:
 
 
 @inner_kernel
-def _inner_product(a: Any, a_at: int, b: Any, b_at: int, n: int, terms: Any) -> Any:
+def inner_product(a: Any, a_at: int, b: Any, b_at: int, n: int, terms: Any) -> Any:
     """As `dot`, of n coordinates of flat arrays; terms: float64, n rounded up to a multiple of CHUNK."""
     _multiply_terms(a, a_at, b, b_at, n, terms)
     half = CHUNK
@@ -74,7 +83,7 @@ def _inner_product(a: Any, a_at: int, b: Any, b_at: int, n: int, terms: Any) -> 
 
 
 @inner_kernel
-def _quotient(a: float, b: float) -> float:
+def quotient(a: float, b: float) -> float:
     """a / b, and 0 where b is 0."""
     return a / b if b != 0.0 else 0.0
 
@@ -94,20 +103,20 @@ def prepare_rows(
     for r in range(n):
         at = r * dim
         if not normalised and not centred:
-            norms[r] = np.sqrt(_inner_product(source, at, source, at, dim, terms))
-            _scale_chunks(source, at, _quotient(root, norms[r]), target, at, dim)
+            norms[r] = np.sqrt(inner_product(source, at, source, at, dim, terms))
+            _scale_chunks(source, at, quotient(root, norms[r]), target, at, dim)
             continue
         factor = 1.0
         if normalised:
-            lengths[r] = np.sqrt(_inner_product(source, at, source, at, dim, terms))
-            factor = _quotient(1.0, lengths[r])
+            lengths[r] = np.sqrt(inner_product(source, at, source, at, dim, terms))
+            factor = quotient(1.0, lengths[r])
         _scale_chunks(source, at, factor, target, at, dim)
         if centred:
             for j in range(dim):
                 target[at + j] -= center[j]
-            along[r] = _inner_product(target, at, center, 0, dim, terms)
-        norms[r] = np.sqrt(_inner_product(target, at, target, at, dim, terms))
-        _scale_chunks(target, at, _quotient(root, norms[r]), target, at, dim)
+            along[r] = inner_product(target, at, center, 0, dim, terms)
+        norms[r] = np.sqrt(inner_product(target, at, target, at, dim, terms))
+        _scale_chunks(target, at, quotient(root, norms[r]), target, at, dim)
 
 
 @kernel
@@ -206,7 +215,7 @@ def quantise_rows(
         _quantise(bits, flat_y, r * dim, dim, tables, choices[r] * size, flat_planes, r * bits * width, width, levels)
         factor = 1.0
         if unbiased:
-            factor = np.float64(dim) / (_inner_product(flat_y, r * dim, levels, 0, dim, terms) * step)
+            factor = np.float64(dim) / (inner_product(flat_y, r * dim, levels, 0, dim, terms) * step)
         scales[r] = np.float32(norms[r] / root * factor)
 
 
@@ -242,13 +251,13 @@ def quantise_to_residuals(
         _quantise(bits, flat_y, at, dim, tables, choices[r] * size, flat_planes, first, width, levels)
         factor = 1.0
         if unbiased:
-            along = _inner_product(flat_y, at, levels, 0, dim, terms) * step
-            factor = along / (_inner_product(levels, 0, levels, 0, dim, terms) * (step * step))
+            along = inner_product(flat_y, at, levels, 0, dim, terms) * step
+            factor = along / (inner_product(levels, 0, levels, 0, dim, terms) * (step * step))
         scales[r] = np.float32(norms[r] / root * factor)
         value = np.float32(factor * step)
         for j in range(dim):
             flat_y[at + j] -= value * levels[j]
-        squares[r] = _inner_product(flat_y, at, flat_y, at, dim, terms)
+        squares[r] = inner_product(flat_y, at, flat_y, at, dim, terms)
 
 
 @kernel
@@ -279,5 +288,5 @@ def sketch_rows(
         if gaussian:
             factor = np.sqrt(np.pi / 2.0) * np.sqrt(squares[r]) / np.float64(dim)
         else:
-            factor = _quotient(squares[r], _inner_product(flat, r * dim, signs, 0, dim, terms))
+            factor = quotient(squares[r], inner_product(flat, r * dim, signs, 0, dim, terms))
         sketch_scales[r] = np.float32(norms[r] / root * factor)

@@ -10,7 +10,15 @@ from tqindex.checks import check_finite, check_nonzero, check_norms
 from tqindex.codec import Codec
 from tqindex.codec.packing import plane_bytes
 from tqindex.codec.rotation import HadamardRotation, MatrixProjection
-from tqindex.kernels.encode import choose_stretches, prepare_rows, quantise_rows, quantise_to_residuals, sketch_rows
+from tqindex.codec.trellis import TrellisCodebook
+from tqindex.kernels.encode import (
+    choose_stretches,
+    make_room,
+    prepare_rows,
+    quantise_rows,
+    quantise_to_residuals,
+    sketch_rows,
+)
 from tqindex.kernels.layout import store_rows
 from tqindex.kernels.rotate import project_rows, rotate_row, rotate_rows
 from tqindex.kernels.rows import EncodedRows, StoredRows, has_offsets
@@ -18,6 +26,7 @@ from tqindex.kernels.simd_quantise import ENTRIES
 from tqindex.kernels.simd_rotate import LANES
 from tqindex.kernels.simd_sums import CHUNK
 from tqindex.kernels.threads import run_parallel
+from tqindex.kernels.trellis_encode import TrellisQuantiser
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -29,7 +38,6 @@ BLOCK_ROWS = 128
 _MATRIX_WORK = 2**27
 #: Up to so many rows, one by one is faster than all lanes at once.
 _FEW_ROWS = 4
-_LINE = 64
 #: The quantiser of a sketch: its boundary and its levels.
 _SIGNS = np.zeros((1, 1), np.float32), np.array([-1, 1], np.float32)
 
@@ -77,39 +85,49 @@ class _Encoder:
         dim, book, stretched = codec.dim, codec.codebook, codec.stretched
         self._codec, self._metric, self._out, self._offsets = codec, metric, out, has_offsets(codec, metric)
         self._center = np.empty(0, np.float32) if codec.center is None else codec.center
-        boundaries = book.boundaries[np.newaxis] if stretched is None else stretched.boundaries
-        if book.offset:
+        self._trellis = TrellisQuantiser(dim, book) if isinstance(book, TrellisCodebook) else None
+        if isinstance(book, TrellisCodebook) or book.offset:
             self._tables = np.array([book.step]).view(np.float32)
         else:
+            boundaries = book.boundaries[np.newaxis] if stretched is None else stretched.boundaries
             self._tables = _arrange_tables(boundaries, book.levels)
         self._signs = None if codec.sketch_projection is None else _arrange_tables(*_SIGNS)
-        self._y = _make_room(rows * dim).reshape(rows, dim)
+        self._y = make_room(rows * dim).reshape(rows, dim)
         self._planes = np.empty((rows, codec.bits * plane_bytes(dim)), np.uint8)
         self._choices, self._along, self._squares = np.zeros(rows, np.int64), np.empty(rows), np.empty(rows)
-        self._levels, self._terms = _make_room(dim), _make_room(dim + CHUNK, np.float64)
+        self._levels, self._terms = make_room(dim), make_room(dim + CHUNK, np.float64)
         self._project = _Projector(dim, rows)
 
     def encode(self, rows: Float32Array, lengths: Float64Array, norms: Float64Array, at: int) -> None:
         """Encode one block to the rows from `at` on; writes norms before normalising if the metric does, and after."""
         codec, out, n = self._codec, self._out, len(rows)
-        end, y, planes, choices = at + n, self._y[:n], self._planes[:n], self._choices[:n]
+        end, y, planes = at + n, self._y[:n], self._planes[:n]
         prepare_rows(rows, self._center, self._metric == "cosine", y, lengths, norms, self._along, self._terms)
         if self._offsets:
             with np.errstate(over="ignore"):  # the caller refuses such norms by their own message
                 out.offsets[at:end] = -0.5 * (norms * norms) if self._metric == "l2" else self._along[:n]
         self._project(codec.rotate, y)
+        if self._trellis is None:
+            self._quantise(y, norms, planes, out.scales[at:end], out.sketch_scales[at:end])
+        else:
+            self._trellis(y, norms, codec.scale == "unbiased", planes, out.scales[at:end])
+        store_rows(planes, out.lead, out.rest, at)
+
+    def _quantise(
+        self, y: Float32Array, norms: Float64Array, planes: Any, scales: Float32Array, sketch_scales: Float32Array
+    ) -> None:
+        """Write scalar codes of rotated rows, and their sketch if the codec has one; overwrites y."""
+        codec, book, choices = self._codec, self._codec.codebook, self._choices[: len(y)]
         if codec.stretched is not None:
             choose_stretches(y, norms, codec.stretched.edges, codec.stretched.levels, choices)
-        book, unbiased = codec.codebook, codec.scale == "unbiased"
-        common = (y, norms, book.bits, self._tables, choices, book.step, unbiased, planes, out.scales[at:end])
+        common = y, norms, book.bits, self._tables, choices, book.step, codec.scale == "unbiased", planes, scales
         if codec.sketch_projection is None:
             quantise_rows(*common, self._levels, self._terms)
         else:
             quantise_to_residuals(*common, self._squares, self._levels, self._terms)
             self._project(codec.sketch_projection, y)
             sketch = norms, self._squares, codec.sketch == "gaussian", self._signs, planes, codec.bits
-            sketch_rows(y, *sketch, out.sketch_scales[at:end], self._levels, self._terms)
-        store_rows(planes, out.lead, out.rest, at)
+            sketch_rows(y, *sketch, sketch_scales, self._levels, self._terms)
 
 
 def _arrange_tables(boundaries: npt.NDArray[Any], levels: npt.NDArray[Any]) -> Float32Array:
@@ -153,7 +171,7 @@ class _Projector:
     def __init__(self, dim: int, rows: int) -> None:
         self._row = np.empty(dim, np.float32)
         if rows > _FEW_ROWS:
-            self._work, self._spare = _make_room(dim * LANES), _make_room(dim * LANES)
+            self._work, self._spare = make_room(dim * LANES), make_room(dim * LANES)
             self._work[:] = 0  # lanes without a row
 
     def __call__(self, projection: HadamardRotation | MatrixProjection, rows: Float32Array) -> None:
@@ -164,10 +182,3 @@ class _Projector:
                 rotate_row(row, projection.permutations, projection.signs, self._row)
         else:
             rotate_rows(rows, projection.permutations, projection.signs, self._work, self._spare)
-
-
-def _make_room(size: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-    """Return room for `size` numbers that starts a cache line: vectors that lie across two take twice as long."""
-    room = np.empty(size * np.dtype(dtype).itemsize + _LINE, np.uint8)
-    start = -room.__array_interface__["data"][0] % _LINE
-    return room[start : start + room.size - _LINE].view(dtype)

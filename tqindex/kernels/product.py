@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tqindex.codec.packing import BLOCK
+from tqindex.codec.trellis import WINDOW
 from tqindex.kernels.compile import called_kernel, inner_kernel
-from tqindex.kernels.cpu import simd_level
+from tqindex.kernels.cpu import has_bit_matrices, simd_level
 from tqindex.kernels.layout import load_lead, padded_width
 from tqindex.kernels.simd import OPERATIONS
 from tqindex.kernels.simd_product import (
@@ -29,6 +30,7 @@ from tqindex.kernels.simd_product import (
     release_tiles,
 )
 from tqindex.kernels.simd_rows import make_dot_row, make_expand_row
+from tqindex.kernels.simd_trellis import WINDOWS, MatrixWindowLevels, WindowLevels, start_of
 
 #: Rows of a tile; a multiple of every level's block.
 TILE = 96
@@ -56,9 +58,13 @@ _configure_tiles: Any = configure_tiles
 _multiply_held: Any = multiply_held_amx
 _reaching_rows: Any = reaching_rows
 _release_tiles: Any = release_tiles
+_start_of: Any = start_of
+_operations = OPERATIONS[_LEVEL]
+_window_levels = MatrixWindowLevels if has_bit_matrices() else WindowLevels
 if not _USES_TILES:
-    _multiply_block = make_multiply_block(OPERATIONS[_LEVEL], BLOCK_ROWS, BLOCK_GROUPS)
-_expand_row, _dot_row = make_expand_row(OPERATIONS[_LEVEL]), make_dot_row(OPERATIONS[_LEVEL])
+    _multiply_block = make_multiply_block(_operations, BLOCK_ROWS, BLOCK_GROUPS)
+_expand_row, _dot_row = make_expand_row(_operations), make_dot_row(_operations)
+_expand_windows, _dot_windows = make_expand_row(_operations, _window_levels), make_dot_row(_operations, _window_levels)
 TILE_CONFIGURATION = np.frombuffer(TILE_CONFIG, np.uint8).copy()
 
 
@@ -94,11 +100,13 @@ def expand_tile(
     table: Any,
     out: Any,
     work: Any,
+    scales: Any,
 ) -> None:
     """Write levels of the rows numbers[:rows]; out: u8 (TILE, depth), rows by `_place_row`, zero beyond their width.
 
     lead, rest: as `tqindex.kernels.rows.StoredRows` keeps them; planes first_plane..first_plane + bits are read: all,
-    or one. table: u8 (64,), as `expand_row` takes it; work: as `load_lead` fills it.
+    or one. table: u8, of 64 entries as `expand_row` takes it, of WINDOWS where rows are trellis codes; work: as
+    `load_lead` fills it; scales: f32, which hold the starts of trellis codes.
     """
     planes, blocks, block_bytes = lead.shape
     width, depth = block_bytes // BLOCK, out.shape[1]
@@ -107,29 +115,20 @@ def expand_tile(
     lead_at, plane_bytes = first_plane * padded_width(width), blocks * block_bytes
     for r in range(rows):
         row = numbers[r]
+        start = _start_of(scales, row)
         rest_at = row * rest.shape[1] + skipped * width
         out_at, step = _place_row(r, depth)
         if _HAS_SHUFFLE and (width >= WORD or others == 0):
             at, lane = first_plane * plane_bytes + row // BLOCK * block_bytes, row % BLOCK
-            _expand_row(
-                flat_lead,
-                at,
-                plane_bytes,
-                lane,
-                leading,
-                flat_rest,
-                rest_at,
-                others,
-                width,
-                table,
-                flat_out,
-                out_at,
-                step,
-            )
+            stored = flat_lead, at, plane_bytes, lane, leading, flat_rest, rest_at, others, width
+            if table.shape[0] == WINDOWS:
+                _expand_windows(*stored, table, flat_out, out_at, step, start)
+            else:
+                _expand_row(*stored, table, flat_out, out_at, step, start)
         else:
             load_lead(flat_lead, planes, blocks, block_bytes, row, work)
             expand_row_portable(
-                work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, out_at, step
+                work, lead_at, leading, flat_rest, rest_at, others, width, table, flat_out, out_at, step, start
             )
 
 
@@ -164,19 +163,41 @@ def expand_row_portable(
     out: Any,
     out_at: int,
     step: int,
+    start: int,
 ) -> None:
     """As `tqindex.kernels.simd_rows.make_expand_row`, for planes of any width and any CPU."""
     padded = (width + 7) // 8 * 8
+    bits = leading + others
+    # The windows before the row, as far as they are known: the last is its start.
+    codes_before = np.uint64(start) << np.uint64(56)
+    pairs_before = codes_before | ((np.uint64(start) >> np.uint64(bits)) << np.uint64(48))
     for i in range(width):
         codes = np.uint64(0)
         for plane in range(leading):
             codes = (codes << np.uint64(1)) | _spread(lead[lead_at + plane * padded + i])
         for plane in range(others):
             codes = (codes << np.uint64(1)) | _spread(rest[rest_at + plane * width + i])
+        if table.shape[0] == WINDOWS:
+            pairs = _lengthened(codes, codes_before, 1, bits)
+            codes_before = codes
+            codes = pairs if 2 * bits >= WINDOW else _lengthened(pairs, pairs_before, 2, 2 * bits)
+            pairs_before = pairs
         at = out_at + i // 8 * step + i % 8 * 8
         for j in range(8):
             code = np.uint8(codes >> np.uint64(8 * j))
-            out[at + j] = code if leading + others == 8 else table[code]
+            out[at + j] = code if bits == 8 else table[code]
+
+
+@inner_kernel
+def _lengthened(known: Any, before: Any, lag: int, bits: int) -> Any:
+    """Return what is known of eight windows, `bits` bits each, with as many bits of those `lag` places earlier.
+
+    known, before: words, a byte for each window, of the eight and of the eight before them; bits beyond a byte are lost
+    """
+    places = np.uint64(8 * lag)
+    earlier = (known << places) | (before >> (np.uint64(64) - places))
+    kept = _SPREAD * np.uint64((1 << (WINDOW - bits)) - 1)
+    return known | ((earlier & kept) << np.uint64(bits))
 
 
 @inner_kernel
@@ -248,12 +269,13 @@ def multiply_row(
     query: Any,
     work: Any,
     levels: Any,
+    start: int,
 ) -> Any:
     """Multiply one row's levels with one query; planes first_plane..first_plane + bits are read: all, or one.
 
     lead, rest: flat, as `tqindex.kernels.rows.StoredRows` keeps them; shape: (leading planes, blocks, bytes of a block,
     bytes of a row of `rest`); query: i8 (depth,); work: as `load_lead` fills it; levels: u8 (depth,), room for the
-    levels, zero beyond the planes' width.
+    levels, zero beyond the planes' width; start: of a trellis code.
     """
     planes, blocks, block_bytes, rest_bytes = shape
     width = block_bytes // BLOCK
@@ -261,13 +283,20 @@ def multiply_row(
     rest_at = row * rest_bytes + skipped * width
     if _HAS_SHUFFLE and (width >= WORD or others == 0):
         at = (first_plane * blocks + row // BLOCK) * block_bytes
-        return _dot_row(
-            lead, at, blocks * block_bytes, row % BLOCK, leading, rest, rest_at, others, width, table, query
-        )
+        stored = lead, at, blocks * block_bytes, row % BLOCK, leading, rest, rest_at, others, width
+        if table.shape[0] == WINDOWS:
+            return _multiply_windows(stored, table, query, start)
+        return _dot_row(*stored, table, query, start)
     load_lead(lead, planes, blocks, block_bytes, row, work)
     lead_at = first_plane * padded_width(width)
-    expand_row_portable(work, lead_at, leading, rest, rest_at, others, width, table, levels, 0, DEPTH_MULTIPLE)
+    expand_row_portable(work, lead_at, leading, rest, rest_at, others, width, table, levels, 0, DEPTH_MULTIPLE, start)
     total = np.int32(0)
     for j in range(levels.shape[0]):
         total += np.int32(levels[j]) * np.int32(query[j])
     return total
+
+
+@called_kernel
+def _multiply_windows(stored: Any, table: Any, query: Any, start: int) -> Any:
+    """Multiply one row of trellis codes with one query; stored: as `make_dot_row` takes it, up to the table."""
+    return _dot_windows(*stored, table, query, start)

@@ -141,9 +141,9 @@ def _fill_tile(rows: Any, tile_rows: int, tables: Any, room: Any) -> tuple[float
     bits, table, sketch_table = tables[:3]
     # Numbers of one type, so that `expand_tile` is compiled once.
     work, levels, signs, numbers, tile_scales, tile_sketch_scales, tile_offsets = room
-    expand_tile(lead, rest, numbers, tile_rows, _int64(0), _int64(bits), table, levels, work)
+    expand_tile(lead, rest, numbers, tile_rows, _int64(0), _int64(bits), table, levels, work, scales)
     if sketch_scales.shape[0] > 0:
-        expand_tile(lead, rest, numbers, tile_rows, _int64(bits - 1), _int64(1), sketch_table, signs, work)
+        expand_tile(lead, rest, numbers, tile_rows, _int64(bits - 1), _int64(1), sketch_table, signs, work, scales)
         for r in range(tile_rows):
             tile_sketch_scales[r] = sketch_scales[numbers[r]]
     least, largest, offset = np.inf, 0.0, 0.0

@@ -5,6 +5,7 @@ must be unrolled is emitted by ordinary Python loops over rows and columns. Arra
 elements, and nothing is checked.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -16,6 +17,9 @@ BIT, BYTE, INT, LONG = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(
 BYTES, INTS = ir.VectorType(BYTE, 64), ir.VectorType(INT, 16)
 FLOATS = ir.VectorType(ir.FloatType(), 16)
 VOID = ir.VoidType()
+#: Entries of a table that is shuffled by bytes.
+_ENTRIES = 16
+_QUARTER = ir.VectorType(BYTE, _ENTRIES)
 
 
 def address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, target: Any) -> Any:
@@ -59,11 +63,16 @@ def in_parts(builder: Any, name: str, parts: int, operands: list[Any]) -> Any:
             lanes = ir.Constant(ir.VectorType(INT, count), list(range(part * count, (part + 1) * count)))
             pieces.append(builder.shuffle_vector(operand, operand, lanes))
         results.append(call(builder, name, pieces[0].type, pieces))
-    while len(results) > 1:
-        count = 2 * results[0].type.count
+    return joined(builder, results)
+
+
+def joined(builder: Any, parts: list[Any]) -> Any:
+    """Return 1, 2, 4 ... vectors as one."""
+    while len(parts) > 1:
+        count = 2 * parts[0].type.count
         lanes = ir.Constant(ir.VectorType(INT, count), list(range(count)))
-        results = [builder.shuffle_vector(*results[i : i + 2], lanes) for i in range(0, len(results), 2)]
-    return results[0]
+        parts = [builder.shuffle_vector(*parts[i : i + 2], lanes) for i in range(0, len(parts), 2)]
+    return parts[0]
 
 
 def dot4_avx512(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
@@ -166,6 +175,55 @@ def lookup_portable(builder: Any, table: Any, masks: list[Any], bits: int, code:
     return builder.select(masks[0], upper, lower)
 
 
+def make_windows_x86(shuffle: Any) -> Any:
+    """Return an operation on a pointer to 256 bytes that gives a lookup of 64 bytes among them.
+
+    shuffle: of 16 entries, which gives 0 where a place's highest bit is set.
+    """
+
+    def windows(builder: Any, table: Any) -> Callable[[Any], Any]:
+        every = ir.Constant(ir.VectorType(INT, 64), list(range(_ENTRIES)) * 4)
+        parts = [builder.shuffle_vector(part, part, every) for part in _table_parts(builder, table)]
+
+        def look_up(places: Any) -> Any:
+            found = ir.Constant(BYTES, None)
+            for i, part in enumerate(parts):
+                # Places of this part become 0x70 to 0x7f, all others have the highest bit.
+                inside = builder.sub(places, constant(BYTES, _ENTRIES * i))
+                inside = call(builder, "llvm.uadd.sat.v64i8", BYTES, [inside, constant(BYTES, 0x70)])
+                found = builder.or_(found, shuffle(builder, part, inside))
+            return found
+
+        return look_up
+
+    return windows
+
+
+def windows_neon(builder: Any, table: Any) -> Callable[[Any], Any]:
+    """The same from tables of 64 entries, which give 0, or leave what was found, for places beyond them."""
+    parts = _table_parts(builder, table)
+
+    def look_up(places: Any) -> Any:
+        found = []
+        for first in range(0, 64, _ENTRIES):
+            lanes = ir.Constant(ir.VectorType(INT, _ENTRIES), list(range(first, first + _ENTRIES)))
+            quarter = builder.shuffle_vector(places, places, lanes)
+            level = call(builder, "llvm.aarch64.neon.tbl4.v16i8", _QUARTER, [*parts[:4], quarter])
+            for i in range(4, len(parts), 4):
+                inside = builder.sub(quarter, constant(_QUARTER, _ENTRIES * i))
+                level = call(builder, "llvm.aarch64.neon.tbx4.v16i8", _QUARTER, [level, *parts[i : i + 4], inside])
+            found.append(level)
+        return joined(builder, found)
+
+    return look_up
+
+
+def _table_parts(builder: Any, table: Any) -> list[Any]:
+    """Load a table of 256 bytes in parts of 16."""
+    places = [builder.gep(table, [LONG(first)]) for first in range(0, 256, _ENTRIES)]
+    return [load(builder, builder.bitcast(place, _QUARTER.as_pointer())) for place in places]
+
+
 class Operations(NamedTuple):
     """What SIMD levels do in different ways."""
 
@@ -173,14 +231,15 @@ class Operations(NamedTuple):
     shuffle: Any
     spread: Any
     lookup: Any
+    windows: Any
 
 
 #: By level. "portable" has no way to take rows straight from their planes.
 OPERATIONS = {
-    "amx": Operations(dot4_avx512, shuffle_avx512, spread, lookup_avx512),
-    "avx512": Operations(dot4_avx512, shuffle_avx512, spread, lookup_avx512),
-    "avx2": Operations(dot4_avx2, shuffle_avx2, spread, lookup_portable),
-    "i8mm": Operations(dot4_i8mm, shuffle_neon, spread_neon, lookup_portable),
-    "dotprod": Operations(dot4_dotprod, shuffle_neon, spread_neon, lookup_portable),
-    "portable": Operations(dot4_portable, None, None, lookup_portable),
+    "amx": Operations(dot4_avx512, shuffle_avx512, spread, lookup_avx512, make_windows_x86(shuffle_avx512)),
+    "avx512": Operations(dot4_avx512, shuffle_avx512, spread, lookup_avx512, make_windows_x86(shuffle_avx512)),
+    "avx2": Operations(dot4_avx2, shuffle_avx2, spread, lookup_portable, make_windows_x86(shuffle_avx2)),
+    "i8mm": Operations(dot4_i8mm, shuffle_neon, spread_neon, lookup_portable, windows_neon),
+    "dotprod": Operations(dot4_dotprod, shuffle_neon, spread_neon, lookup_portable, windows_neon),
+    "portable": Operations(dot4_portable, None, None, lookup_portable, None),
 }

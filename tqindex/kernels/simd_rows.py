@@ -22,9 +22,6 @@ from tqindex.kernels.simd import (
 )
 from tqindex.kernels.simd_layout import load_pieces, piece
 
-#: Numbers of leading and other planes that are read together.
-_PLANES = ((1, 0), (2, 0), (2, 1), (2, 2), (2, 6), (0, 1))
-
 
 class _Row:
     """One row's planes where they are kept: the leading ones in blocks of 8 rows, `plane_bytes` apart."""
@@ -35,59 +32,86 @@ class _Row:
         self.block = address(context, builder, types_[0], lead, at, BYTE)
         self.rest = address(context, builder, types_[5], rest, rest_at, BYTE)
 
-    def words(self, i: Any, leading: int, others: int) -> list[Any]:
-        """Return bytes i..i + 8 of so many planes."""
+    def read(self, i: Any, leading: int, others: int, combine: Callable[[list[Any]], list[Any]] = list) -> list[Any]:
+        """Return bytes i..i + 8 of so many planes, or what `combine` makes of them where they are loaded."""
         builder = self.builder
         blocks = [builder.gep(self.block, [builder.mul(self.plane_bytes, LONG(plane))]) for plane in range(leading)]
-        found = [cgutils.alloca_once(builder, LONG) for _ in range(leading + others)]
         left = builder.sub(self.width, i)
         with builder.if_else(builder.icmp_signed(">=", left, LONG(8))) as (whole, tail):
             with whole:
-                parts = [load(builder, piece(builder, block, self.lane, i, 8)) for block in blocks]
-                parts += [
+                words = [load(builder, piece(builder, block, self.lane, i, 8)) for block in blocks]
+                words += [
                     _load(builder, self.rest, builder.add(builder.mul(self.width, LONG(plane)), i))
                     for plane in range(others)
                 ]
-                for place, part in zip(found, parts, strict=True):
-                    builder.store(part, place)
+                values = combine(words)
+                places = [cgutils.alloca_once(builder, value.type) for value in values]
+                for place, value in zip(places, values, strict=True):
+                    builder.store(value, place)
             with tail:
-                for place, block in zip(found, blocks, strict=False):
-                    builder.store(load_pieces(builder, block, self.lane, i, left), place)
+                words = [load_pieces(builder, block, self.lane, i, left) for block in blocks]
                 # The last word of another plane is read so that it ends with the plane, and shifted into place.
                 shift = builder.mul(builder.sub(LONG(8), left), LONG(8))
-                for plane, place in enumerate(found[leading:], start=1):
+                for plane in range(1, others + 1):
                     last = builder.sub(builder.mul(self.width, LONG(plane)), LONG(8))
-                    builder.store(builder.lshr(_load(builder, self.rest, last), shift), place)
-        return [builder.load(place) for place in found]
+                    words.append(builder.lshr(_load(builder, self.rest, last), shift))
+                for place, value in zip(places, combine(words), strict=True):
+                    builder.store(value, place)
+        return [builder.load(place) for place in places]
+
+    def codes(self, i: Any, leading: int, others: int, operations: Operations) -> Any:
+        """Return the codes of the same bytes' 64 coordinates, of which so many planes are the bits."""
+        builder, count, codes = self.builder, leading + others, ir.Constant(BYTES, None)
+        for plane, bits in enumerate(self.read(i, leading, others)):
+            heavier = builder.add(codes, constant(BYTES, 1 << (count - 1 - plane)))
+            codes = builder.select(operations.spread(builder, bits), heavier, codes)
+        return codes
 
 
 def _load(builder: Any, pointer: Any, index: Any) -> Any:
     return load(builder, builder.bitcast(builder.gep(pointer, [index]), LONG.as_pointer()))
 
 
-def _for_levels(builder: Any, row: Any, entries: Any, operations: Operations, use: Callable[[Any, Any], None]) -> None:
+class CodeLevels:
+    """Levels that codes name one by one: in a table of 16 entries, or themselves where they have 8 bits."""
+
+    #: Numbers of leading and other planes that are read together.
+    planes = (1, 0), (2, 0), (2, 1), (2, 2), (2, 6), (0, 1)
+
+    def __init__(self, builder: Any, operations: Operations, table: Any) -> None:
+        self._builder, self._operations = builder, operations
+        self._entries = load(builder, builder.bitcast(table, BYTES.as_pointer()))
+
+    def begin(self, bits: int, start: Any) -> None:
+        """Prepare for a row's codes of so many bits, that need no start."""
+
+    def next(self, row: Any, i: Any, leading: int, others: int) -> Any:
+        """Return the levels of the 64 coordinates of bytes i..i + 8."""
+        codes = row.codes(i, leading, others, self._operations)
+        return codes if leading + others == 8 else self._operations.shuffle(self._builder, self._entries, codes)
+
+
+def _for_levels(builder: Any, row: Any, levels: Any, start: Any, use: Callable[[Any, Any], None]) -> None:
     """Emit a loop over a row's planes that calls use(levels, i) for the 64 coordinates of bytes i..i + 8."""
-    for leading, others in _PLANES:
-        count = leading + others
+    for leading, others in levels.planes:
         wanted = builder.and_(
             builder.icmp_signed("==", row.leading, LONG(leading)), builder.icmp_signed("==", row.others, LONG(others))
         )
-        with builder.if_then(wanted), cgutils.for_range_slice(builder, LONG(0), row.width, LONG(8), LONG) as (i, _):
-            codes = ir.Constant(BYTES, None)
-            for plane, bits in enumerate(row.words(i, leading, others)):
-                heavier = builder.add(codes, constant(BYTES, 1 << (count - 1 - plane)))
-                codes = builder.select(operations.spread(builder, bits), heavier, codes)
-            use(codes if count == 8 else operations.shuffle(builder, entries, codes), i)
+        with builder.if_then(wanted):
+            levels.begin(leading + others, start)
+            with cgutils.for_range_slice(builder, LONG(0), row.width, LONG(8), LONG) as (i, _):
+                use(levels.next(row, i, leading, others), i)
 
 
-def make_expand_row(operations: Operations) -> Any:
+def make_expand_row(operations: Operations, levels_of: Any = CodeLevels) -> Any:
     """Return an operation that turns one row's planes into bytes, 64 coordinates at a time.
 
-    expand_row(lead, at, plane_bytes, lane, leading, rest, rest_at, others, width, table, levels, out_at, step): lead
-    u8, where the row is number `lane` of a block that starts at byte `at` of the first of `leading` planes,
+    expand_row(lead, at, plane_bytes, lane, leading, rest, rest_at, others, width, table, levels, out_at, step, start):
+    lead u8, where the row is number `lane` of a block that starts at byte `at` of the first of `leading` planes,
     `plane_bytes` apart; rest u8, `others` further planes of `width` >= 8 bytes (any, if there are none); most
     significant first; table u8 (64,), four copies of 16 entries, or of any content for 8 bits, whose codes stay as they
-    are; levels u8, written from `out_at` on, 64 at a time, `step` bytes apart.
+    are; levels u8, written from `out_at` on, 64 at a time, `step` bytes apart. `levels_of` may say otherwise what codes
+    mean, and what the table is; start is what it may need to know of the row.
     """
 
     @intrinsic
@@ -106,31 +130,32 @@ def make_expand_row(operations: Operations) -> Any:
         levels: Any,
         out_at: Any,
         step: Any,
+        start: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            v_table, v_levels, v_out_at, v_step = arguments[9:]
+            v_table, v_levels, v_out_at, v_step, v_start = arguments[9:]
             t_table, t_levels = signature.args[9:11]
-            entries = load(builder, address(context, builder, t_table, v_table, LONG(0), BYTES))
+            of_codes = levels_of(builder, operations, address(context, builder, t_table, v_table, LONG(0), BYTE))
 
             def write(levels: Any, i: Any) -> None:
                 index = builder.add(v_out_at, builder.mul(builder.lshr(i, LONG(3)), v_step))
                 builder.store(levels, address(context, builder, t_levels, v_levels, index, BYTES)).align = 1
 
             row = _Row(context, builder, signature.args, arguments[:9])
-            _for_levels(builder, row, entries, operations, write)
+            _for_levels(builder, row, of_codes, v_start, write)
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(lead, i, i, i, i, rest, i, i, i, table, levels, i, i), codegen
+        return types.void(lead, i, i, i, i, rest, i, i, i, table, levels, i, i, i), codegen
 
     return expand_row
 
 
-def make_dot_row(operations: Operations) -> Any:
+def make_dot_row(operations: Operations, levels_of: Any = CodeLevels) -> Any:
     """Return an operation that multiplies one row's levels with one query, straight from the planes.
 
-    dot_row(lead, at, plane_bytes, lane, leading, rest, rest_at, others, width, table, query) -> i32; planes and table
-    as `make_expand_row`, query i8 (depth,).
+    dot_row(lead, at, plane_bytes, lane, leading, rest, rest_at, others, width, table, query, start) -> i32; planes,
+    table and start as `make_expand_row`, query i8 (depth,).
     """
 
     @intrinsic
@@ -147,10 +172,11 @@ def make_dot_row(operations: Operations) -> Any:
         width: Any,
         table: Any,
         query: Any,
+        start: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            v_table, v_query = arguments[9:]
-            t_table, t_query = signature.args[9:]
+            v_table, v_query, v_start = arguments[9:]
+            t_table, t_query = signature.args[9:11]
             total = cgutils.alloca_once_value(builder, ir.Constant(INTS, None))
             builder.store(ir.Constant(INTS, None), total)
 
@@ -159,12 +185,13 @@ def make_dot_row(operations: Operations) -> Any:
                 part = load(builder, address(context, builder, t_query, v_query, index, BYTES))
                 builder.store(operations.dot4(builder, builder.load(total), levels, part), total)
 
-            entries = load(builder, address(context, builder, t_table, v_table, LONG(0), BYTES))
+            of_codes = levels_of(builder, operations, address(context, builder, t_table, v_table, LONG(0), BYTE))
             row = _Row(context, builder, signature.args, arguments[:9])
-            _for_levels(builder, row, entries, operations, add)
+            _for_levels(builder, row, of_codes, v_start, add)
             return call(builder, "llvm.vector.reduce.add.v16i32", INT, [builder.load(total)])
 
         index = types.intp
-        return types.int32(lead, index, index, index, index, rest, index, index, index, table, query), codegen
+        args = lead, index, index, index, index, rest, index, index, index, table, query, index
+        return types.int32(*args), codegen
 
     return dot_row

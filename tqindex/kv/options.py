@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tqindex.checks import check_choice, check_integer
-from tqindex.codec.codec import KINDS, Kind
+from tqindex.codec.codec import Kind
 from tqindex.errors import ArgumentError
 from tqindex.kv.quantiser import PROD_WIDTHS, WIDTHS
 
+#: What attention's kernels read.
+_KINDS = ("mse", "prod")
 #: What codes of any width fill whole words with.
 PAGE_MULTIPLE = 32
 
@@ -34,7 +36,7 @@ class LayerOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_choice("kind", self.kind, KINDS)
+        check_choice("kind", self.kind, _KINDS)
         widths = PROD_WIDTHS if self.kind == "prod" else WIDTHS
         check_choice("key_bits" if self.kind == "mse" else "key_bits of kind 'prod'", self.key_bits, widths)
         check_choice("value_bits", self.value_bits, WIDTHS)

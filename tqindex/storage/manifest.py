@@ -11,7 +11,7 @@ from typing import Any
 from tqindex.codec import Codec
 from tqindex.codec.codec import METRICS
 from tqindex.errors import CorruptIndexError, FormatVersionError, MissingFileError, TQIndexError
-from tqindex.index.describe import FORMAT_VERSION
+from tqindex.index.describe import FORMAT_VERSION, format_version
 from tqindex.index.index import ORIGINALS
 from tqindex.storage.files import FileEntry, open_plain, storage_errors
 from tqindex.storage.folder import LIVE_NAME, MANIFEST, SEGMENT_NAME
@@ -81,9 +81,8 @@ class Manifest:
 
     @property
     def version(self) -> int:
-        """The earliest format version that can say this: older ones of tqindex go on reading what they understand."""
-        newer = self.originals is not None or any(segment.live for segment in self.segments)
-        return _SECOND if newer else 1
+        """The format version that it is written in."""
+        return format_version(self.codec, self.originals is not None or any(segment.live for segment in self.segments))
 
     @property
     def files(self) -> dict[str, FileEntry]:
