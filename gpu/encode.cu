@@ -19,8 +19,8 @@ constexpr bool HAS_SKETCH = SKETCH >= 0, UNIFORM = BITS == 8;
 constexpr int CODES = 1 << BITS, ENTRIES = UNIFORM ? 1 : 2 * CODES;  // an array has a size
 constexpr int PLANES = BITS + HAS_SKETCH, LEADING = PLANES < 2 ? PLANES : 2, OTHERS = PLANES - LEADING;
 constexpr int PLANE_BYTES = (DIM + 7) / 8, PLANE_WORDS = (DIM + 31) / 32;
-// Threads of a multiprocessor that registers must be enough for: 80 to a thread, 128, or 168 where it has more to hold.
-constexpr int RESIDENT_THREADS = SLOTS + 4 * HAS_SKETCH <= 16 ? 768 : SLOTS <= 32 ? 512 : 384;
+// Threads of a multiprocessor that registers must be enough for: 80 to a thread, 128, or 255 where it has more to hold.
+constexpr int RESIDENT_THREADS = SLOTS + 4 * HAS_SKETCH <= 16 ? 768 : SLOTS <= 32 ? 512 : 256;
 constexpr int RESIDENT = RESIDENT_THREADS / BLOCK;
 // How many projections of the sketch's kind come before it.
 constexpr int SKETCH_NUMBER = SKETCH == ROTATION;
@@ -64,8 +64,9 @@ __device__ __forceinline__ double square_own(const Own& x) {
   return sum_team([&](int slot) { return (double)x[slot] * (double)x[slot]; });
 }
 
-// Reads a row to its team's registers, normalises it if the metric does, and subtracts the centre. Rows that are refused
-// become zeros. `live`: whether to say so; teams without a row of their own work on any.
+// Reads a row to its team's registers, normalises it if the metric does, and subtracts the centre. Queries that are
+// refused become zeros, since NaN cannot be rounded to an integer. `live`: whether to say so; teams without a row of
+// their own work on any.
 template <bool QUERIES, class Value>
 __device__ __forceinline__ Prepared prepare_row(Own& x, const Value* row, bool live, long long number,
                                                 const float* center, int form, Refusals refused) {
@@ -94,7 +95,7 @@ __device__ __forceinline__ Prepared prepare_row(Own& x, const Value* row, bool l
     sum = combine_members(Add(), sum);
     if (!usable) {
       if (live && member() == 0) refused.add(sum <= LARGEST_DOUBLE ? TOO_LONG : NOT_FINITE, number);
-      change_own(x, [](float, int) { return 0.0f; });
+      if (QUERIES) change_own(x, [](float, int) { return 0.0f; });
       prepared = {0.0, 0.0, 0.0};
     }
   }
@@ -136,7 +137,7 @@ __device__ __forceinline__ float level_of(int code, const float* book) {
 // the slots i, i + 32, ...
 constexpr int KEPT = (SLOTS + 31) / 32;
 
-__device__ __forceinline__ unsigned kept_bits(int slot) { return (int)threadIdx.x % 32 == slot % 32 ? ~0u : 0u; }
+__device__ __forceinline__ unsigned kept_bits(int slot) { return threadIdx.x % 32 == (unsigned)slot % 32 ? ~0u : 0u; }
 
 // is_there: whether the row has a direction; else its codes are 0.
 template <int COUNT>
@@ -232,9 +233,10 @@ __device__ __forceinline__ void store_planes(const unsigned (*planes)[PLANES][PL
 // vectors: (n, DIM). center: (DIM,), read if CENTRED. book: see find_code. sources, signs, columns: see
 // Projections. gaussian_factor: sqrt(pi / 2). lead: (LEADING, stored_blocks, 8 * PLANE_BYTES). rest:
 // (rows, OTHERS * PLANE_BYTES). scales, sketch_scales, offsets: (rows,), the latter two where there are any. Block b
-// takes the rows from (at / ROWS + b) * ROWS on.
+// takes the rows from (at / ROWS + b) * ROWS on. The centre, which may be read twice, is not __restrict__: the compiler
+// would keep it in registers in between.
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
-encode_rows(const Input* __restrict__ vectors, long long n, long long at, const float* __restrict__ center,
+encode_rows(const Input* __restrict__ vectors, long long n, long long at, const float* center,
             const float* __restrict__ book, const unsigned short* __restrict__ sources,
             const unsigned* __restrict__ signs, const float* __restrict__ columns, float sign_scale, double step,
             double gaussian_factor, int form, unsigned char* lead, long long stored_blocks, unsigned char* rest,
@@ -329,7 +331,7 @@ __device__ __forceinline__ Rounded round_row(const Own& x, bool live, long long 
 // queries: (n, DIM). step: the codebook's, halved where the codebook has an offset. levels, sketch_levels: (n, depth).
 // steps, sums, biases, sketch_steps: (n,). The rest as encode_rows has it.
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
-encode_queries(const float* __restrict__ queries, long long n, const float* __restrict__ center,
+encode_queries(const float* __restrict__ queries, long long n, const float* center,
                const unsigned short* __restrict__ sources, const unsigned* __restrict__ signs,
                const float* __restrict__ columns, float sign_scale, double step, int form, int depth,
                signed char* levels, float* steps, int* sums, float* biases, signed char* sketch_levels,

@@ -115,7 +115,7 @@ __device__ __forceinline__ void rotate_once(float* row, const unsigned short* so
   for (int i = 0; i < BEYOND; ++i) {
     if (has_one(i, DIM - SPAN)) rest[i * OWN_STEP] = beyond[i];
   }
-#pragma unroll 1
+#pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int start = half * LAST;
 #pragma unroll
