@@ -318,7 +318,9 @@ class Encoder:
                 rows, np.int64(n), self._center, *self._projections, self._sign_scale, np.float64(step), self._flags,
                 np.int32(depth), levels, steps, sums, biases, sketch_levels, sketch_steps, refused,
             )  # fmt: skip
-            self._runtime.function(self._form.kernel("encode_queries"))(self._form.grid(n), (self._form.block,), arguments)
+            self._runtime.function(self._form.kernel("encode_queries"))(
+                self._form.grid(n), (self._form.block,), arguments
+            )
             self._check(rows, refused, "queries", first_row)
         return QueryCodes(
             levels, steps, sums, biases, sketch_levels if sketched else None, sketch_steps if sketched else None

@@ -19,7 +19,17 @@ def counts(size: int, once: int, each: int, integers: int = 0, name: str = "one"
     operations = {"loads": 0, "stores": 0, "dp4a": 0, "shuffles": 0, "votes": 0, "barriers": 0}
     loads = ArrayTraffic(each, each, each, once)
     return Counts(
-        Kernel("one.cu", name), (1,), (32,), (size,), (loads,), (NOTHING,), turns, 0, 0, operations, {"integer": integers}
+        Kernel("one.cu", name),
+        (1,),
+        (32,),
+        (size,),
+        (loads,),
+        (NOTHING,),
+        turns,
+        0,
+        0,
+        operations,
+        {"integer": integers},
     )
 
 
