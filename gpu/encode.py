@@ -17,16 +17,14 @@ from tqindex.codec.sums import dot
 from tqindex.errors import ArgumentError
 from tqindex.gpu.runtime import Kernel, Runtime
 
-#: Threads of a block.
-BLOCK = 256
-#: Coordinates that a block takes, if that is at least one row; so many of a thread's own fit in registers.
-_COORDINATES = 16 * BLOCK
-#: The largest dim: one row of it fits in a block's shared memory.
+#: The largest dim, and the coordinates that fit in a block's shared memory and its threads' registers.
 MAX_DIM = 8192
 #: What a block may have without asking the driver for more.
 SHARED_BYTES = 48 * 1024
-#: A block's rows share the words of the stored layout's blocks of 8 rows.
-_MOST_ROWS = 8
+#: A block's rows share the words of the stored layout's blocks of 8 rows. A row has a warp at least, a block four.
+_MOST_ROWS, _WARP, _LEAST_WARPS = 8, 32, 4
+#: Levels of a transform that a thread takes at once: so many coordinates, 2**5, of each fit in its registers.
+_MOST_LEVELS = 5
 #: The width whose codebook is a grid.
 _UNIFORM_BITS = 8
 #: As encode.cu numbers them.
@@ -97,7 +95,18 @@ class Form:
     @property
     def rows(self) -> int:
         """Rows of a block: a power of two, so that blocks of 8 stored rows hold whole ones."""
-        return min(_MOST_ROWS, max(1, _COORDINATES >> (self.dim - 1).bit_length()))
+        return min(_MOST_ROWS, MAX_DIM >> (self.dim - 1).bit_length())
+
+    @property
+    def block(self) -> int:
+        """Threads of a block."""
+        return _WARP * max(_LEAST_WARPS, self.rows)
+
+    @property
+    def levels_at_once(self) -> int:
+        """Levels of a transform between two visits to shared memory: as many as leave each thread of a row work."""
+        threads = self.block // self.rows
+        return max(1, min(_MOST_LEVELS, self.dim.bit_length() - threads.bit_length()))
 
     @property
     def planes(self) -> int:
@@ -109,8 +118,8 @@ class Form:
         """Static shared memory of `encode_rows`, which needs the more of both."""
         coordinates = 4 * self.rows * (self.dim + (self.dim - 1) // 32)
         planes = 4 * self.rows * self.planes * -(-self.dim // 32)
-        sums = 8 * BLOCK * (self.rows < _MOST_ROWS)  # of rows that several warps share
-        entries = 1 if self.bits == _UNIFORM_BITS else 2 ** (self.bits + 1) - 1
+        sums = 8 * (self.block if self.rows < _LEAST_WARPS else 1)  # of rows that several warps share
+        entries = 1 if self.bits == _UNIFORM_BITS else 2 ** (self.bits + 1)
         return coordinates + planes + sums + 4 * entries
 
     def grid(self, n: int, at: int = 0) -> tuple[int]:
@@ -120,8 +129,8 @@ class Form:
     def kernel(self, name: str) -> Kernel:
         """Return the specialisation of `encode_rows` or `encode_queries`."""
         defines = {
-            "BITS": self.bits, "BLOCK": BLOCK, "DIM": self.dim, "HALF": int(self.half), "ROTATION": self.rotation,
-            "ROWS": self.rows, "SKETCH": self.sketch,
+            "BITS": self.bits, "BLOCK": self.block, "DIM": self.dim, "HALF": int(self.half),
+            "LEVELS_AT_ONCE": self.levels_at_once, "ROTATION": self.rotation, "ROWS": self.rows, "SKETCH": self.sketch,
         }  # fmt: skip
         return Kernel("encode.cu", name, tuple(sorted(defines.items())))
 
@@ -150,14 +159,14 @@ class Tables:
 
     Attributes
     ----------
-    permutations : uint16 (projections, 3, dim)
+    sources : uint16 (projections, 3, dim), where rows keep what is permuted, in the order in which rotate.cuh reads it
     signs : uint32 (projections, 3, 2, words), bits of the transforms' signs, 1 for a negative one
     columns : float32 (projections, dim, dim)
     center : float32 (dim,), or (0,)
-    book : float32 (2 * 2**bits - 1,), the codebook's boundaries, then its levels; (0,) for the grid of 8 bits
+    book : float32 (2 * 2**bits,), the codebook's boundaries as a tree, then its levels; (0,) for the grid of 8 bits
     """
 
-    permutations: npt.NDArray[np.uint16]
+    sources: npt.NDArray[np.uint16]
     signs: npt.NDArray[np.uint32]
     columns: npt.NDArray[np.float32]
     center: npt.NDArray[np.float32]
@@ -178,22 +187,40 @@ class Tables:
         projections = [codec.rotate, codec.sketch_projection]
         rotations = [projection for projection in projections if isinstance(projection, HadamardRotation)]
         matrices = [projection.columns for projection in projections if isinstance(projection, MatrixProjection)]
-        permutations = [rotation.permutations.astype(np.uint16) for rotation in rotations]
+        group = 1 << Form.of(codec).levels_at_once
+        sources = [_place_sources(rotation, group) for rotation in rotations]
         signs = [_pack_signs(rotation.signs) for rotation in rotations]
         return cls(
-            np.stack(permutations) if rotations else np.empty(0, np.uint16),
+            np.stack(sources) if rotations else np.empty(0, np.uint16),
             np.stack(signs) if rotations else np.empty(0, np.uint32),
             np.stack(matrices) if matrices else np.empty(0, np.float32),
             np.empty(0, np.float32) if codec.center is None else codec.center,
-            np.empty(0, np.float32)
-            if book.offset
-            else np.concatenate([book.boundaries, book.levels], dtype=np.float32),
+            np.empty(0, np.float32) if book.offset else _lay_out_book(book),
         )
 
     def on(self, runtime: Runtime) -> tuple[Any, ...]:
-        """Return copies on the device: center, book, permutations, signs, columns."""
-        tables = self.center, self.book, self.permutations, self.signs, self.columns
+        """Return copies on the device: center, book, sources, signs, columns."""
+        tables = self.center, self.book, self.sources, self.signs, self.columns
         return tuple(runtime.upload(table) for table in tables)
+
+
+def _place_sources(rotation: HadamardRotation, group: int) -> npt.NDArray[np.uint16]:
+    """Return the permutations, (3, dim), as places in shared memory.
+
+    Of the first transform's coordinates, in groups of neighbours, all first ones come first, then all second ones.
+    """
+    places = rotation.permutations + rotation.permutations // _WARP
+    first = places[:, : rotation.width].reshape(len(places), -1, group).swapaxes(1, 2)
+    return np.hstack([first.reshape(len(places), -1), places[:, rotation.width :]]).astype(np.uint16)
+
+
+def _lay_out_book(book: Codebook) -> npt.NDArray[np.float32]:
+    """Return the boundaries as a binary search goes through them, node i before 2 i and 2 i + 1, and the levels."""
+    tree = np.zeros(len(book.levels), np.float32)
+    for depth in range(book.bits):
+        step = len(tree) >> depth
+        tree[1 << depth : 2 << depth] = book.boundaries[step // 2 - 1 :: step]
+    return np.concatenate([tree, book.levels], dtype=np.float32)
 
 
 def _pack_signs(signs: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
@@ -268,7 +295,7 @@ class Encoder:
             *self._projections, self._sign_scale, np.float64(book.step), np.float64(np.sqrt(np.pi / 2.0)), self._flags,
             out.lead, np.int64(out.lead.shape[1]), out.rest, out.scales, out.sketch_scales, out.offsets, refused,
         )  # fmt: skip
-        self._runtime.function(form.kernel("encode_rows"))(form.grid(n, at), (BLOCK,), arguments)
+        self._runtime.function(form.kernel("encode_rows"))(form.grid(n, at), (form.block,), arguments)
         self._check(rows, refused, "vectors", first_row)
 
     def encode_queries(self, queries: Any, depth: int | None = None, first_row: int = 0) -> QueryCodes:
@@ -299,7 +326,9 @@ class Encoder:
                 rows, np.int64(n), self._center, *self._projections, self._sign_scale, np.float64(step), self._flags,
                 np.int32(depth), levels, steps, sums, biases, sketch_levels, sketch_steps, refused,
             )  # fmt: skip
-            self._runtime.function(self._form.kernel("encode_queries"))(self._form.grid(n), (BLOCK,), arguments)
+            self._runtime.function(self._form.kernel("encode_queries"))(
+                self._form.grid(n), (self._form.block,), arguments
+            )
             self._check(rows, refused, "queries", first_row)
         return QueryCodes(
             levels, steps, sums, biases, sketch_levels if sketched else None, sketch_steps if sketched else None

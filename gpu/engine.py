@@ -50,7 +50,7 @@ class GpuEngine:
     Rows and queries are checked, encoded and scored on the device. Arrays that come from host memory are sent there.
     """
 
-    on_cpu: tuple[str, ...] = ("filter bits", "rerank", "reconstruct", "remove", "compact", "merge")
+    on_cpu: tuple[str, ...] = ("filter bits", "range order", "rerank", "reconstruct", "remove", "compact", "merge")
 
     def __init__(self, runtime: Runtime) -> None:
         self.device = runtime.name.replace("cuda", "gpu")

@@ -22,8 +22,9 @@ Float64Array = npt.NDArray[np.float64]
 _WARP, _SCHEDULERS = 32, 4
 #: Columns of `Profile.arrays`: of an argument its size, and loads and stores by what the second-level cache saves.
 _SIZE, _LOADS_ONCE, _LOADS, _STORES_ONCE, _STORES = range(5)
-#: Of `Profile.totals`, in instructions of a warp, but for turns of shared memory.
+#: Of `Profile.totals`: turns of shared memory, as the page has them, and instructions of a warp; votes are integers.
 _TURNS, _DP4A, _FLOAT32, _FLOAT64, _INTEGER, _OTHER = range(6)
+_UNITS = "memory", "shared memory", "issue", "integers", "float32", "float64"
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,10 @@ class Profile:
             for size, loads, stores in traffic
         ]
         done, operations = counts.instructions, counts.operations
-        other = sum(operations.values()) - operations["dp4a"]
-        classes = (done.get(name, 0) for name in ("float32", "float64", "integer"))
-        totals = counts.shared_wavefronts, operations["dp4a"], *classes, other
+        other = sum(operations.values()) - operations["dp4a"] - operations["votes"]
+        classes = done.get("float32", 0), done.get("float64", 0), done.get("integer", 0) + operations["votes"]
+        turns = counts.shared_wavefronts + counts.global_wavefronts + operations["shuffles"]
+        totals = turns, operations["dp4a"], *classes, other
         return cls(np.array(arrays, np.float64), np.array(totals, np.float64))
 
     def __add__(self, other: "Profile") -> "Profile":
@@ -104,14 +106,15 @@ class Profile:
         """Return the time of each of a chip's units."""
         per_second = chip.multiprocessors * chip.clock
         integer = self.totals[_INTEGER] + self.totals[_DP4A]
-        return {
-            "memory": self.moved_bytes(chip.cache_bytes) / chip.bandwidth,
-            "shared memory": self.totals[_TURNS] / per_second,
-            "issue": self.totals[_DP4A:].sum() / (per_second * _SCHEDULERS),
-            "integers": integer * _WARP / (per_second * chip.integer),
-            "float32": self.totals[_FLOAT32] * _WARP / (per_second * chip.float32),
-            "float64": self.totals[_FLOAT64] * _WARP / (per_second * chip.float64),
-        }
+        times = (
+            self.moved_bytes(chip.cache_bytes) / chip.bandwidth,
+            self.totals[_TURNS] / per_second,
+            self.totals[_DP4A:].sum() / (per_second * _SCHEDULERS),
+            integer * _WARP / (per_second * chip.integer),
+            self.totals[_FLOAT32] * _WARP / (per_second * chip.float32),
+            self.totals[_FLOAT64] * _WARP / (per_second * chip.float64),
+        )
+        return dict(zip(_UNITS, times, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,21 +199,20 @@ _HEAD = """# What the GPU's kernels move, and the time that this implies
 **Computed, not measured: no kernel has run on a GPU yet.** `python -m tqindex.gpu.roofline` writes this page.
 
 The host run of the kernels, compiled to count, tells for each launch the bytes that go through device memory, the turns
-that shared memory takes (bank conflicts counted), and the instructions of warps. These are the host compiler's for the
-same source, without copies between registers, and stand in for the GPU's. Counts are taken at two small sizes and
-continued along a line to the full one; "line" is how far it misses the counts at a third size.
+of 128 bytes that shared memory and the first-level cache take, which are one memory (bank conflicts counted; a shuffle
+is a turn too), and the instructions of warps. These are the host compiler's for the same source, without copies between
+registers, and stand in for the GPU's; a division or a square root counts as one. Counts are taken at two small sizes
+and continued along a line to the full one; "line" is how far it misses the counts at a third size.
 
 "least" counts each byte that the task needs once. To encode: the vectors in, the codes out. For one query: the first
 plane and scale of every row, and the other planes of the rows that are scored in full; 20 rows are near to the query,
 unless told. For many: all codes. For a cache: codes, norms and means of its tokens, queries and logits or weights and
-sums. "moved" is by the counts, on the A100: an argument that fills at most half of the
-second-level cache moves once, a larger one once for each block of threads that touches it.
+sums. "moved" is by the counts, on the A100: an argument that fills at most half of the second-level cache moves once in
+each launch, a larger one again for each block of threads that touches it, unless one of the 64 blocks before has, which
+run beside it. Device memory moves sectors of 32 bytes.
 
 A chip's time is the sum over the kernels of the time of each one's busiest unit; that of the longest kernel is named.
 It is a bound from below: as if the units worked beside each other without waiting, and starting a kernel cost nothing.
-"""
-_TAIL = """
-Shared memory in turns of 128 bytes, instructions in those of warps, both in millions.
 """
 
 
@@ -218,14 +220,12 @@ def write_page(results: Sequence[Result]) -> str:
     """Return the page."""
     names = [chip.name for chip in CHIPS]
     cases = _table(["case", "rows", "least", "moved", "moved / least", "line", *names], 1, map(_case_cells, results))
-    kernels = _table(
-        ["case", "kernel", "moved", "shared memory", "dp4a", "other instructions", *names],
-        2,
-        (cells for result in results for cells in _kernel_cells(result)),
-    )
+    units = [f"{unit}, ms" for unit in _UNITS]
+    kernels = _table(["case", "kernel", "moved", *units], 2, (row for each in results for row in _kernel_cells(each)))
     columns = ["chip", "source", "multiprocessors", "boost clock", "memory", "second-level cache"]
     chips = _table([*columns, "float32, float64, integers per clock"], 2, map(_chip_cells, CHIPS))
-    return f"{_HEAD}\n{cases}\n## Kernel by kernel\n\n{kernels}{_TAIL}\n## The chips, as published\n\n{chips}"
+    by_unit = f"## Kernel by kernel: the units of the {CHIPS[0].name}\n\n{kernels}"
+    return f"{_HEAD}\n{cases}\n{by_unit}\n## The chips, as published\n\n{chips}"
 
 
 def _table(columns: Sequence[str], texts: int, rows: Iterable[Sequence[str]]) -> str:
@@ -243,11 +243,9 @@ def _case_cells(result: Result) -> list[str]:
 
 def _kernel_cells(result: Result) -> Iterator[list[str]]:
     for name, profile in result.profiles.items():
-        totals = profile.totals / 1e6
-        counts = [totals[_TURNS], totals[_DP4A], totals[_FLOAT32:].sum()]
-        times = [f"{max(profile.seconds(chip).values()) * 1e3:.3f} ms" for chip in CHIPS]
+        times = [f"{time * 1e3:.3f}" for time in profile.seconds(CHIPS[0]).values()]
         moved = f"{profile.moved_bytes(CHIPS[0].cache_bytes) / 1e6:,.1f} MB"
-        yield [result.case.name, f"`{name}`", moved, *(f"{count:,.1f}" for count in counts), *times]
+        yield [result.case.name, f"`{name}`", moved, *times]
 
 
 def _chip_cells(chip: Chip) -> list[str]:

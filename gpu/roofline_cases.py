@@ -136,13 +136,13 @@ def _gaussian(rows: int, dim: int, seed: int = 0) -> Float32Array:
 
 def all_cases() -> list[Case]:
     """Return the cases of the page."""
-    encoded = [Codec(dim, bits=bits) for dim in (256, 768, 1536, 3072) for bits in (2, 4)]
-    encoded += [Codec(1536, bits=1), Codec(1536, bits=8), Codec(1536, bits=4, kind="prod")]
-    found = [Case(f"encode {_name(c)}", 100_000, (64, 128, 256), encode, c) for c in encoded]
-    one = [Codec(256), Codec(768), Codec(1536, bits=2), Codec(1536), Codec(1536, bits=4, kind="prod"), Codec(3072)]
+    encoded = [*(Codec(dim) for dim in (256, 768, 1536, 3072)), *(Codec(1536, bits=bits) for bits in (1, 2, 8))]
+    encoded.append(Codec(1536, kind="prod"))
+    found = [Case(f"encode {_name(c)}", 100_000, (16, 32, 48), encode, c) for c in encoded]
+    one = [Codec(100), Codec(256), Codec(768), Codec(1536, bits=2), Codec(1536), Codec(1536, kind="prod"), Codec(3072)]
     sizes = 16_384, 32_768, 49_152
     found += [Case(f"one query, {_name(c)}", 1_000_000, sizes, search_one, c) for c in one]
-    found.append(Case(f"one query, no near rows, {_name(one[3])}", 1_000_000, sizes, search_one_far, one[3]))
+    found.append(Case(f"one query, no near rows, {_name(one[4])}", 1_000_000, sizes, search_one_far, one[4]))
     many = [Codec(256), Codec(1536, bits=2), Codec(1536), Codec(1536, bits=8), Codec(1536, bits=4, kind="prod")]
     name = f"{_MANY_QUERIES} queries"
     found += [Case(f"{name}, {_name(c)}", 1_000_000, (512, 1024, 1536), search_many, c) for c in many]

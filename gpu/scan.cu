@@ -47,6 +47,7 @@ struct Queries {
   const float* reals;
   const int* integers;
   int count, depth;
+  long long first;  // of the tile
 };
 
 // Bring the halves first.. of the tile's queries to shared memory, their levels or those of their sketch.
@@ -56,7 +57,7 @@ __device__ void stage_queries(const Queries& queries, int first, int* staged) {
   const int4* from = reinterpret_cast<const int4*>(SIGNS ? queries.sketch_levels : queries.levels);
   for (int i = threadIdx.x; i < TILE_QUERIES * PIECES; i += THREADS) {
     const int in_tile = i / PIECES, piece = i % PIECES;
-    const long long query = blockIdx.y * TILE_QUERIES + in_tile;
+    const long long query = queries.first + in_tile;
     reinterpret_cast<int4*>(staged + in_tile * LINE)[piece] =
         query < queries.count ? from[query * (queries.depth / 16) + first * (HALF / 16) + piece]
                               : make_int4(0, 0, 0, 0);
@@ -117,7 +118,7 @@ struct Sides {
 __device__ void score_tile(const Codes& codes, const Sides& sides, const Tile& tile, const Queries& queries,
                            const unsigned* table, float (&scores)[OWN_ROWS][OWN_QUERIES]) {
   int products[OWN_ROWS][OWN_QUERIES];
-  const int first_query = blockIdx.y * TILE_QUERIES + threadIdx.x / SPREAD, last = queries.count - 1;
+  const long long first_query = queries.first + threadIdx.x / SPREAD, last = queries.count - 1;
   multiply_tile<false>(codes, tile, queries, table, products);
 #pragma unroll
   for (int b = 0; b < OWN_QUERIES; ++b) {
@@ -187,8 +188,8 @@ __device__ void insert(const Order& is_better, int query, int k, float score, un
 }
 
 // Keep the best of a tile's scores, (TILE_QUERIES, SCORES_LINE), each warp for its own queries.
-__device__ void keep_best(const Order& is_better, const int* tile, const unsigned* tile_rows, int nq, int k) {
-  const int there = min(nq - (int)blockIdx.y * TILE_QUERIES, TILE_QUERIES);
+// `there`: queries of the tile.
+__device__ void keep_best(const Order& is_better, const int* tile, const unsigned* tile_rows, int there, int k) {
   for (int query = threadIdx.x / 32; query < there; query += THREADS / 32) {
     for (int first = 0; first < TILE_ROWS; first += 32) {
       const float score = __int_as_float(tile[query * SCORES_LINE + first + threadIdx.x % 32]);
@@ -208,15 +209,16 @@ __device__ void keep_best(const Order& is_better, const int* tile, const unsigne
 //
 // lead .. width: as Codes; scales, sketch_scales, offsets, ids: of the rows; numbers: (count,)
 // queries .. integers: as Queries; levels: the codebook's, as look_up takes them
-// rows_per_block: a multiple of TILE_ROWS; blocks.x of these, blocks.y tiles of queries
-// KEEP > 0: found, found_rows (nq, blocks.x, k): the best of each block, NO_ROW for none; k <= KEEP
+// rows_per_part: a multiple of TILE_ROWS; grid.x: so many parts of the rows times tiles of queries. Blocks that follow
+// each other have the same rows, so that those which run side by side read the codes from memory once
+// KEEP > 0: found, found_rows (nq, parts, k): the best of each block, NO_ROW for none; k <= KEEP
 // KEEP = 0: found (nq, count); found_rows is not used
 extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS) scan_tiles(
     const unsigned char* __restrict__ lead, const unsigned char* __restrict__ rest, long long blocks, int leading,
     int width, const float* __restrict__ scales, const float* __restrict__ sketch_scales,
     const float* __restrict__ offsets, int has_offsets, const long long* __restrict__ ids, int has_ids,
     const unsigned* __restrict__ numbers, int has_numbers, long long start, long long count,
-    long long rows_per_block,
+    long long rows_per_part,
     const signed char* __restrict__ queries, const signed char* __restrict__ sketch_queries,
     const float* __restrict__ reals, const int* __restrict__ integers, const unsigned* __restrict__ levels, int nq,
     int depth, int k, float* __restrict__ found, unsigned* __restrict__ found_rows) {
@@ -225,7 +227,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS) scan_tiles(
   const Codes codes = {lead, rest, blocks, leading, width};
   const Sides sides = {scales, sketch_scales, offsets, has_offsets};
   const unsigned table[4] = {levels[0], levels[1], levels[2], levels[3]};
-  const Queries all_queries = {queries, sketch_queries, reals, integers, nq, depth};
+  const int tiles = (nq + TILE_QUERIES - 1) / TILE_QUERIES;
+  const long long first_query = (long long)(blockIdx.x % tiles) * TILE_QUERIES;
+  const long long part = blockIdx.x / tiles, parts = gridDim.x / tiles;
+  const Queries tile_queries = {queries, sketch_queries, reals, integers, nq, depth, first_query};
   int* room = reinterpret_cast<int*>(pieces);
   const Tile tile = {tile_rows, room};
   const int own_row = threadIdx.x % SPREAD, own_query = threadIdx.x / SPREAD;
@@ -236,8 +241,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS) scan_tiles(
     best_rows[i / KEEP][i % KEEP] = NO_ROW;
   }
 #endif
-  const long long stop = min((blockIdx.x + 1) * rows_per_block, count);
-  for (long long first = blockIdx.x * rows_per_block; first < stop; first += TILE_ROWS) {
+  const long long stop = min((part + 1) * rows_per_part, count);
+  for (long long first = part * rows_per_part; first < stop; first += TILE_ROWS) {
     __syncthreads();  // the last tile's rows and scores have been read
     if (threadIdx.x < TILE_ROWS) {
       const long long i = first + threadIdx.x;
@@ -245,7 +250,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS) scan_tiles(
     }
     __syncthreads();
     float scores[OWN_ROWS][OWN_QUERIES];
-    score_tile(codes, sides, tile, all_queries, table, scores);
+    score_tile(codes, sides, tile, tile_queries, table, scores);
 #if KEEP
     __syncthreads();  // scores take the place of levels
 #pragma unroll
@@ -254,13 +259,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS) scan_tiles(
       for (int b = 0; b < OWN_QUERIES; ++b)
         room[(own_query + b * SPREAD) * SCORES_LINE + own_row + a * SPREAD] = __float_as_int(scores[a][b]);
     __syncthreads();
-    keep_best(is_better, room, tile_rows, nq, k);
+    keep_best(is_better, room, tile_rows, (int)min(nq - first_query, (long long)TILE_QUERIES), k);
 #else
 #pragma unroll
     for (int a = 0; a < OWN_ROWS; ++a)
 #pragma unroll
       for (int b = 0; b < OWN_QUERIES; ++b) {
-        const long long query = blockIdx.y * TILE_QUERIES + own_query + b * SPREAD;
+        const long long query = first_query + own_query + b * SPREAD;
         if (tile.own_row(a) != NO_ROW && query < nq) found[query * count + first + own_row + a * SPREAD] = scores[a][b];
       }
 #endif
@@ -268,9 +273,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS) scan_tiles(
 #if KEEP
   __syncthreads();
   for (int i = threadIdx.x; i < TILE_QUERIES * k; i += THREADS) {
-    const long long query = blockIdx.y * TILE_QUERIES + i / k;
+    const long long query = first_query + i / k;
     if (query >= nq) break;
-    const long long at = (query * gridDim.x + blockIdx.x) * k + i % k;
+    const long long at = (query * parts + part) * k + i % k;
     found[at] = best_scores[i / k][i % k];
     found_rows[at] = best_rows[i / k][i % k];
   }

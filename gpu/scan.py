@@ -32,11 +32,11 @@ _MATRIX_BYTES = 2**28
 
 
 class Grid(NamedTuple):
-    """A launch of `scan_tiles`: blocks of rows, tiles of queries, and rows of a block."""
+    """A launch of `scan_tiles`: parts of the rows, tiles of queries, and rows of a part."""
 
-    blocks: int
+    parts: int
     tiles: int
-    rows_per_block: int
+    rows_per_part: int
 
 
 class Part(NamedTuple):
@@ -73,10 +73,10 @@ def room_kept(k: int) -> int:
 def plan_grid(rows: int, nq: int, k: int, keep: int) -> Grid:
     """Return the launch for so many rows and queries, where blocks keep the k best, or none with `keep` 0."""
     tiles, row_tiles = -(-nq // _TILE_QUERIES[keep]), -(-rows // _TILE_ROWS)
-    per_block = 1
+    per_part = 1
     if keep:
-        per_block = max(-(-row_tiles // max(1, _BLOCKS // tiles)), -(-_ROWS_PER_RESULT * k // _TILE_ROWS))
-    return Grid(-(-row_tiles // per_block), tiles, per_block * _TILE_ROWS)
+        per_part = max(-(-row_tiles // max(1, _BLOCKS // tiles)), -(-_ROWS_PER_RESULT * k // _TILE_ROWS))
+    return Grid(-(-row_tiles // per_part), tiles, per_part * _TILE_ROWS)
 
 
 def matrix_rows(nq: int, k: int) -> int:
@@ -88,10 +88,7 @@ def matrix_rows(nq: int, k: int) -> int:
 
 
 def scan_rows(runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: DeviceSegment, best: Best) -> Best:
-    """Score the live rows against all queries and return the best of them and of those so far.
-
-    Queries: at most 65,535 tiles of 32.
-    """
+    """Score the live rows against all queries and return the best of them and of those so far."""
     k, count = best.scores.shape[1], segment.n_live
     if not k or not count or not len(queries):
         return best
@@ -157,7 +154,7 @@ def _scan_kept(
     """Return the k best of each block of some rows."""
     xp, nq = runtime.xp, len(queries)
     grid = plan_grid(part.n, nq, k, keep)
-    shape = nq, grid.blocks * k
+    shape = nq, grid.parts * k
     found = Found(xp.empty(shape, np.float32), xp.empty(shape, np.uint32))
     _launch(runtime, codec, queries, segment, part, grid, k, keep, found)
     return Candidates(found.scores, found.rows, ids=segment.ids, first_id=segment.first_id)
@@ -192,7 +189,7 @@ def _launch(
         np.int32(has_numbers),
         np.int64(part.start),
         np.int64(part.n),
-        np.int64(grid.rows_per_block),
+        np.int64(grid.rows_per_part),
         *queries.arguments(),
         np.int32(len(queries)),
         np.int32(queries.depth),
@@ -200,4 +197,4 @@ def _launch(
         *found,
     )
     kernel = scan_kernel(code_defines(codec), keep)
-    runtime.function(kernel)((grid.blocks, grid.tiles), (_THREADS,), arguments)
+    runtime.function(kernel)((grid.parts * grid.tiles,), (_THREADS,), arguments)

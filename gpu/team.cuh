@@ -1,4 +1,5 @@
-// Rows in shared memory, each with a team of whole warps, and sums over a row whose order is part of the format.
+// Rows, each with a team of whole warps that holds its coordinates in registers, and sums over a row whose order is part
+// of the format.
 //
 // DIM: coordinates of a row. BLOCK: threads of a block. ROWS: rows of a block, a power of two up to 8.
 
@@ -11,6 +12,12 @@ __device__ constexpr int round_up_to_power(int n) { return n <= 1 ? 1 : 2 * roun
 // The row of a block that this thread works on, and which of that row's threads it is.
 __device__ __forceinline__ int team() { return threadIdx.x / TEAM; }
 __device__ __forceinline__ int member() { return threadIdx.x % TEAM; }
+
+// Whether a thread has a thing of some number, where `count` of them are dealt out to the team in turn and others have.
+__device__ __forceinline__ bool has_one(int number, int count) {
+  return count % TEAM == 0 || (number + 1) * TEAM <= count || member() + number * TEAM < count;
+}
+__device__ __forceinline__ bool owns(int slot) { return has_one(slot, DIM); }
 
 // Waits for the row's other threads.
 __device__ __forceinline__ void sync_team() {
@@ -28,12 +35,40 @@ constexpr int PITCH = DIM + (DIM - 1) / 32;
 // coordinates are so far apart; computed one by one, their addresses would take a register each.
 constexpr int OWN_STEP = TEAM + TEAM / 32;
 
+// Rows on the way from one thread to another.
 __shared__ float coordinates[ROWS][PITCH];
-__shared__ double team_values[BLOCK];
+__shared__ double team_values[TEAM > 32 ? BLOCK : 1];
 
-// What a thread owns of its team's row.
+// A thread's own coordinates of its team's row.
+typedef float Own[SLOTS];
+
+// Where a thread's own coordinates are in shared memory, OWN_STEP apart.
 __device__ __forceinline__ float* own_row() { return coordinates[team()] + place(member()); }
-__device__ __forceinline__ bool owns(int slot) { return (slot + 1) * TEAM <= DIM || member() + slot * TEAM < DIM; }
+
+__device__ __forceinline__ void store_own(const Own& x) {
+  float* row = own_row();
+#pragma unroll
+  for (int slot = 0; slot < SLOTS; ++slot) {
+    if (owns(slot)) row[slot * OWN_STEP] = x[slot];
+  }
+}
+
+__device__ __forceinline__ void load_own(Own& x) {
+  const float* row = own_row();
+#pragma unroll
+  for (int slot = 0; slot < SLOTS; ++slot) {
+    if (owns(slot)) x[slot] = row[slot * OWN_STEP];
+  }
+}
+
+// Replaces each of the own coordinates by change(its value, its slot).
+template <class Change>
+__device__ __forceinline__ void change_own(Own& x, Change change) {
+#pragma unroll
+  for (int slot = 0; slot < SLOTS; ++slot) {
+    if (owns(slot)) x[slot] = change(x[slot], slot);
+  }
+}
 
 struct Add {
   __device__ __forceinline__ double operator()(double a, double b) const { return a + b; }
@@ -53,8 +88,10 @@ __device__ __forceinline__ double add_own(Term term) {
     // The compiler moves no loads across this: those of all terms at once would not fit in registers.
     if (round_up_to_power(SLOTS) / STRIDE > TERMS_AT_ONCE) __syncwarp();
     return lower + add_own<SLOT + STRIDE, 2 * STRIDE>(term);
+  } else if constexpr (SLOT < SLOTS) {
+    return owns(SLOT) ? term(SLOT) : -0.0;
   } else {
-    return SLOT < SLOTS && owns(SLOT) ? term(SLOT) : -0.0;
+    return -0.0;
   }
 }
 

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import tqindex as tq
 from tqindex.errors import ArgumentError, VectorError
+from tqindex.gpu.engine import run_on
+from tqindex.gpu.host import HostRuntime
 
 N, DIM, K = 150, 64, 4
 
@@ -43,6 +46,30 @@ def test_arrays_of_the_device_are_taken_without_a_copy_through_the_host(fake_cup
         assert_same(there.search(on_device[::2], K), here.search(queries[::2], K))
         assert cupy.fake.sent_bytes - sent < queries.nbytes
         assert_same(there.search(on_device, 3, filter=[1, 2, 5]), here.search(queries, 3, filter=[1, 2, 5]))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("library", ["torch", "dlpack"])
+def test_other_libraries_arrays_of_host_memory_are_sent(library: str, dtype: str) -> None:
+    vectors, queries = random_rows(N).astype(dtype), random_rows(10, seed=1).astype(dtype)
+
+    class ByDlpack:
+        def __init__(self, array: Any) -> None:
+            self.array = array
+
+        def __dlpack_device__(self) -> Any:
+            return self.array.__dlpack_device__()
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return self.array.__dlpack__(**options)
+
+    take: Any = torch.from_numpy if library == "torch" else ByDlpack
+    with run_on(HostRuntime()):
+        here, there = pair()
+        here.add(vectors), there.add(take(vectors))
+        assert there.to_bytes() == here.to_bytes()
+        for of_queries in (queries, queries[:2], queries[::3]):
+            assert_same(there.search(take(of_queries), K), here.search(of_queries, K))
 
 
 def test_other_libraries_arrays_come_by_their_interfaces(fake_cupy: Any) -> None:

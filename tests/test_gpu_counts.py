@@ -35,17 +35,27 @@ def test_a_copy_reads_and_writes_each_byte_once(count: Any, name: str, threads: 
         "stores": threads // 32,
         "dp4a": 0,
         "shuffles": 0,
+        "votes": 0,
         "barriers": 0,
     }
+    assert counts.global_wavefronts == 2 * 4096 // 128
     assert counts.array_bytes == (4096, 4096)
 
 
-def test_strided_loads_take_a_sector_each_and_tables_are_read_by_each_block(count: Any) -> None:
+def test_strided_loads_take_a_sector_each_and_a_turn_where_they_are_far_apart(count: Any) -> None:
     values, table, out = np.zeros(64 * 16, np.float32), np.zeros(32, np.int32), np.zeros(64, np.float32)
     counts = count("gather", 2, 32, values, table, out, np.int32(16))
-    strided, tables = counts.loads[0], counts.loads[1]
+    strided = counts.loads[0]
     assert (strided.asked_bytes, strided.request_bytes, strided.distinct_bytes) == (64 * 4, 64 * 32, 64 * 32)
-    assert (tables.asked_bytes, tables.block_bytes, tables.distinct_bytes) == (2 * 128, 2 * 128, 128)
+    # Of 64 bytes two fit in a turn; each block reads the table in one, and so it writes.
+    assert counts.global_wavefronts == 2 * (32 // 2 + 1 + 1)
+
+
+@pytest.mark.parametrize(("blocks", "times"), [(2, 1), (64, 1), (65, 2)])
+def test_what_blocks_far_from_each_other_touch_moves_again(count: Any, blocks: int, times: int) -> None:
+    counts = count("ends", blocks, 32, np.zeros(32, np.float32))
+    for traffic in (counts.loads[0], counts.stores[0]):
+        assert (traffic.asked_bytes, traffic.block_bytes, traffic.distinct_bytes) == (2 * 128, times * 128, 128)
 
 
 @pytest.mark.parametrize(("stride", "turns"), [(1, 1), (2, 2), (8, 8), (32, 32), (33, 1)])
@@ -65,7 +75,7 @@ def test_instructions_are_those_of_warps(count: Any) -> None:
     assert many.instructions["float32"] - few.instructions["float32"] == 100 * (2 * 3 + 1)
     assert many.instructions["float64"] - few.instructions["float64"] == 100 * 2
     assert many.operations["dp4a"] - few.operations["dp4a"] == 100 * 2
-    assert few.operations["shuffles"] == 2
+    assert (few.operations["shuffles"], few.operations["votes"]) == (2, 2)
     assert 100 * 3 <= many.instructions["integer"] - few.instructions["integer"] <= 100 * 9  # the loops themselves
 
 

@@ -204,7 +204,7 @@ def test_stored_numbers_of_a_codebook_win() -> None:
 PARTS = """
 extern "C" __global__ void find_codes(const float* y, const float* book, float step, int n, int* codes) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < n) codes[i] = find_code(y[i], book, step);
+  if (i < n) codes[i] = find_code(y[i], book, step, [](int, bool) {});
 }
 extern "C" __global__ void convert(const unsigned short* halves, float* out) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -355,7 +355,7 @@ def test_every_form_fits_a_block() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dim", "rows"), [(2, 8), (512, 8), (513, 4), (1024, 4), (1025, 2), (2048, 2), (2049, 1), (8192, 1)]
+    ("dim", "rows"), [(2, 8), (1024, 8), (1025, 4), (2048, 4), (2049, 2), (4096, 2), (4097, 1), (8192, 1)]
 )
 def test_grids_cover_all_rows_by_whole_blocks(dim: int, rows: int) -> None:
     form = Form(dim, 4, 0)

@@ -13,6 +13,8 @@ import pytest
 import tqindex as tq
 from tqindex.errors import DeviceError, TQIndexError
 from tqindex.gpu import cuda, is_available
+from tqindex.gpu.engine import run_on
+from tqindex.gpu.host import HostRuntime
 
 N, DIM = 100, 64
 VECTORS = np.random.default_rng(0).standard_normal((N, DIM), dtype=np.float32)
@@ -212,3 +214,23 @@ def test_a_device_that_fails_in_the_middle_of_an_add_changes_nothing(
         whole.add(VECTORS)
         assert index.to_bytes() == whole.to_bytes()
         np.testing.assert_array_equal(index.search(VECTORS[:20], 5).ids, whole.search(VECTORS[:20], 5).ids)
+
+
+# -- what is not there is not asked for
+
+
+def test_nothing_of_the_gpu_is_imported_before_it_is_asked_for(run_python: Callable[..., str]) -> None:
+    program = (
+        "import sys, numpy as np, tqindex as tq; index = tq.Index(8); index.add(np.eye(8)); index.search(np.eye(8), 1);"
+        "print([name for name in sys.modules if name.startswith(('tqindex.gpu', 'cupy'))])"
+    )
+    assert run_python("-c", program).strip() == "[]"
+
+
+def test_the_host_run_is_never_taken_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    cuda.open_device.cache_clear()
+    with run_on(HostRuntime()):
+        assert tq.Index(DIM, device="gpu").device == "host"
+    with pytest.raises(DeviceError, match="CuPy, which is not installed"):
+        tq.Index(DIM, device="gpu")

@@ -16,10 +16,20 @@ NOTHING = ArrayTraffic(0, 0, 0, 0)
 
 def counts(size: int, once: int, each: int, integers: int = 0, name: str = "one", turns: int = 0) -> Counts:
     """Counts of a kernel that reads one argument and does arithmetic."""
-    operations = {"loads": 0, "stores": 0, "dp4a": 0, "shuffles": 0, "barriers": 0}
+    operations = {"loads": 0, "stores": 0, "dp4a": 0, "shuffles": 0, "votes": 0, "barriers": 0}
     loads = ArrayTraffic(each, each, each, once)
     return Counts(
-        Kernel("one.cu", name), (1,), (32,), (size,), (loads,), (NOTHING,), turns, 0, operations, {"integer": integers}
+        Kernel("one.cu", name),
+        (1,),
+        (32,),
+        (size,),
+        (loads,),
+        (NOTHING,),
+        turns,
+        0,
+        0,
+        operations,
+        {"integer": integers},
     )
 
 
@@ -80,7 +90,7 @@ def test_the_page_says_that_nothing_was_measured() -> None:
     result = Result(all_cases()[0], 1e6, {"one": Profile.of(counts(100, 10**6, 0, 10**6))}, 0.01)
     page = write_page([result])
     assert "**Computed, not measured: no kernel has run on a GPU yet.**" in page
-    assert "| `one` | 1.0 MB |" in page
+    assert "| `one` | 1.0 MB | 0.000 |" in page
     for chip in CHIPS:
         assert chip.name in page
     tables = [

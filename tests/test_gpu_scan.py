@@ -231,10 +231,10 @@ def test_a_grid_covers_all_rows_and_queries(keep: int) -> None:
     for rows in (1, 63, 64, 65, 100_000, 2**31):
         for nq in (1, 32, 65, 512):
             grid = plan_grid(rows, nq, keep, keep)
-            assert (grid.blocks - 1) * grid.rows_per_block < rows <= grid.blocks * grid.rows_per_block
+            assert (grid.parts - 1) * grid.rows_per_part < rows <= grid.parts * grid.rows_per_part
             assert grid.tiles * (32 if keep == 128 else 64) >= nq
-            assert grid.rows_per_block % 64 == 0
-            assert grid.blocks < 2**31
+            assert grid.rows_per_part % 64 == 0
+            assert grid.parts * grid.tiles < 2**31
 
 
 def test_room_for_results() -> None:

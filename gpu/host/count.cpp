@@ -12,13 +12,17 @@ namespace {
 constexpr uint64_t SECTOR = 32, BANKS = 32, BANK_BYTES = 4, WAVEFRONT = BANKS * BANK_BYTES;
 constexpr unsigned WARP = 32;
 enum Space { GLOBAL, SHARED };
+// Blocks that run beside each other: fewer than a chip has multiprocessors. What one touches is in the second-level cache
+// for the others.
+constexpr unsigned NEIGHBOURS = 64;
 
 struct Array {  // an argument of the kernel
   const char* begin;
   uint64_t bytes;
   // The last block that touched a sector, by LOAD and STORE; 0 for none.
   std::vector<unsigned> touched[2];
-  // Of loads, then of stores: bytes asked for, sectors of warps' requests, sectors once a block, sectors once in all.
+  // Of loads, then of stores: bytes asked for, sectors of warps' requests, sectors once for blocks that run beside
+  // each other, sectors once in all.
   uint64_t counts[2][4];
 };
 
@@ -37,7 +41,7 @@ struct Site {
 };
 
 struct Totals {
-  uint64_t warp_instructions[counting::KINDS], shared_wavefronts, shared_bytes;
+  uint64_t warp_instructions[counting::KINDS], shared_wavefronts, shared_bytes, global_wavefronts;
 };
 
 std::vector<Array> arrays;
@@ -60,7 +64,7 @@ void touch(Array& array, counting::Kind kind, uint64_t at, unsigned bytes) {
   const uint64_t first = at / SECTOR, last = (at + bytes - 1) / SECTOR;
   for (uint64_t sector = first; sector <= last; ++sector) {
     unsigned& toucher = array.touched[kind][sector];
-    counts[2] += toucher != block_number;
+    counts[2] += toucher == 0 || block_number - toucher >= NEIGHBOURS;
     counts[3] += toucher == 0;
     toucher = block_number;
   }
@@ -131,6 +135,7 @@ void end_phase() {
         continue;
       }
       arrays[request.array].counts[site.kind][1] += units(request, site.bytes, SECTOR, 0, WARP).size();
+      totals.global_wavefronts += units(request, site.bytes, WAVEFRONT, 0, WARP).size();
     }
   }
   phase.clear();

@@ -21,13 +21,14 @@ from tqindex.gpu.sources import define_options, read_source
 
 UInt64Array = npt.NDArray[np.uint64]
 #: As count.cpp orders them.
-_KINDS = ("loads", "stores", "dp4a", "shuffles", "barriers", "blocks")
+_KINDS = ("loads", "stores", "dp4a", "shuffles", "votes", "barriers", "blocks")
 _ARRAY_COUNTS = 8
 SECTOR_BYTES = 32
 _INSTRUCTION = re.compile(r"^ +([0-9a-f]+):\t(\S+) *(.*)$", re.MULTILINE)
 _ONE = re.compile(r"\S+ <_Z\d+__")  # CUDA's own functions, which intrinsics.h keeps apart for this
 _FREE = re.compile("mov|push|pop|nop|ret|endbr|data16|cs")
 _EXTENSION = re.compile("mov(z|s[bwl][wlq])")
+_ZERO = re.compile(r"p?xor[lq]? +(%\w+),\1")
 _START = re.compile(r"^([0-9a-f]+) <shim_count_blocks>:$", re.MULTILINE)
 
 
@@ -39,7 +40,8 @@ class ArrayTraffic:
     ----------
     asked_bytes : what threads ask for
     request_bytes : in sectors of 32 bytes, each counted once for each instruction of a warp
-    block_bytes : the same, each counted once for each block: what no cache but the block's own saves
+    block_bytes : the same, each counted anew for a block that comes 64 or more after the last that touched it: what
+        does not stay in a cache for the blocks that run beside each other
     distinct_bytes : the same, each counted once
     """
 
@@ -61,7 +63,8 @@ class Counts:
     loads, stores : tuple of ArrayTraffic, by argument
     shared_wavefronts : turns of 128 bytes that shared memory takes, bank conflicts counted
     shared_bytes : what threads ask of it
-    operations : dict, a warp's instructions: loads, stores (of global and shared memory), dp4a, shuffles, barriers
+    global_wavefronts : turns of 128 bytes that the first-level cache takes, which is the same memory
+    operations : dict, a warp's loads, stores (of global and shared memory), dp4a, shuffles, votes, barriers
     instructions : dict, a warp's instructions by class: integer, float32, float64; the host compiler's, as an estimate
     """
 
@@ -73,6 +76,7 @@ class Counts:
     stores: tuple[ArrayTraffic, ...]
     shared_wavefronts: int
     shared_bytes: int
+    global_wavefronts: int
     operations: dict[str, int]
     instructions: dict[str, int]
 
@@ -117,7 +121,7 @@ def _run(
 def _counts(
     kernel: Kernel, grid: Any, block: Any, args: Sequence[Any], traffic: ctypes.CDLL, instructions: ctypes.CDLL
 ) -> Counts:
-    numbers = np.zeros(_ARRAY_COUNTS * len(args) + len(_KINDS) + 2, np.uint64)
+    numbers = np.zeros(_ARRAY_COUNTS * len(args) + len(_KINDS) + 3, np.uint64)
     traffic.shim_count_read(ctypes.c_void_p(numbers.ctypes.data))
     found = numbers.tolist()
     sectors = np.array([1, SECTOR_BYTES, SECTOR_BYTES, SECTOR_BYTES], np.uint64)
@@ -133,8 +137,7 @@ def _counts(
         tuple(arg.nbytes if isinstance(arg, np.ndarray) else 0 for arg in args),
         tuple(arrays[0::2]),
         tuple(arrays[1::2]),
-        totals[-2],
-        totals[-1],
+        *totals[-3:],
         dict(zip(_KINDS[:-1], totals, strict=False)),
         dict(_instructions(instructions)),
     )
@@ -176,11 +179,11 @@ def _block_classes(path: str) -> dict[int, Counter[str]]:
 def _class_of(name: str, operands: str) -> str | None:
     """Return an x86 instruction's class; None for what a GPU does without.
 
-    That is: copies, to the stack too, since a GPU's instructions name their result and its registers are many; calls,
-    since the functions that are called count themselves, but for those that are one instruction there.
+    That is: copies, to the stack too, and zeros, since a GPU's instructions name their result and its registers are
+    many; calls, since the functions that are called count themselves, but for those that are one instruction there.
     """
     if name == "call":
         return "integer" if _ONE.match(operands) else None
-    if _FREE.match(name) and not _EXTENSION.match(name):
+    if (_FREE.match(name) and not _EXTENSION.match(name)) or _ZERO.fullmatch(f"{name} {operands}"):
         return None
     return "float64" if name.endswith("sd") else "float32" if name.endswith("ss") else "integer"

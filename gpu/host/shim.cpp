@@ -248,7 +248,8 @@ int shim_barrier(shim::Vote vote, int predicate, const char* file, int line) {
 uint64_t shim_warp(shim::WarpOperation operation, unsigned mask, uint64_t value, int source, const char* file,
                    int line) {
   Thread& thread = *running;
-  counting::execute(counting::SHUFFLE, __builtin_return_address(0), shim_lane());
+  const counting::Kind kinds[] = {counting::BARRIER, counting::SHUFFLE, counting::VOTE};  // as WarpOperation is
+  counting::execute(kinds[operation], __builtin_return_address(0), shim_lane());
   if (!(mask >> shim_lane() & 1)) shim_fail("the calling lane is not in its own mask", file, line);
   thread.operation = operation, thread.mask = mask, thread.value = value, thread.source = source;
   return running_block->wait_in_warp(file, line);
