@@ -181,7 +181,7 @@ def _continued(first: Sample, second: Sample, rows: int) -> tuple[float, dict[st
     share = (rows - second.rows) / (second.rows - first.rows)
 
     def line(a: Any, b: Any) -> Any:
-        return b + (b - a) * share
+        return np.maximum(b + (b - a) * share, 0.0)
 
     before, after = _profiles(first), _profiles(second)
     profiles = {
@@ -198,19 +198,24 @@ _HEAD = """# What the GPU's kernels move, and the time that this implies
 **Computed, not measured: no kernel has run on a GPU yet.** `python -m tqindex.gpu.roofline` writes this page.
 
 The host run of the kernels, compiled to count, tells for each launch the bytes that go through device memory, the turns
-of 128 bytes that shared memory and the first-level cache take, which are one memory (bank conflicts counted; a shuffle is
-a turn too), and the instructions of warps. These are the host compiler's for the same source, without copies between
-registers, and stand in for the GPU's; a division or a square root counts as one. Counts are taken at two small sizes and
+of 128 bytes that shared memory and the first-level cache take, which are one memory (bank conflicts counted; a shuffle
+is a turn too), and the instructions of warps. These are the host compiler's for the same source, without copies from
+register to register, and stand in for the GPU's; a division or a square root counts as one. Counts are taken at two small sizes and
 continued along a line to the full one; "line" is how far it misses the counts at a third size.
 
 "least" counts each byte that the task needs once. To encode: the vectors in, the codes out. For one query: the first
 plane and scale of every row, and the other planes of the rows that are scored in full; 20 rows are near to the query,
 unless told. For many: all codes. "moved" is by the counts, on the A100: an argument that fills at most half of the
-second-level cache moves once in each launch, a larger one again for each block of threads that touches it, unless one of
-the 64 blocks before has, which run beside it. Device memory moves sectors of 32 bytes.
+second-level cache moves once in each launch, a larger one again for each block of threads that touches it, unless one
+of the 64 blocks before has, which run beside it. Device memory moves sectors of 32 bytes.
 
 A chip's time is the sum over the kernels of the time of each one's busiest unit; that of the longest kernel is named.
 It is a bound from below: as if the units worked beside each other without waiting, and starting a kernel cost nothing.
+
+What is far from the least, and why. Where most rows are scored in full ("no near rows"), the first plane is read twice,
+once for the bounds and once for the scores, and a row that is left out shares its sectors with rows that are not. For
+many queries the line overstates what is moved: in small runs each block keeps the best of 192 rows, in large ones of
+thousands, and so 106 MB of results stand on the page that 1,000,000 rows do not give rise to.
 """
 
 

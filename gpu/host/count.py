@@ -64,7 +64,8 @@ class Counts:
     shared_wavefronts : turns of 128 bytes that shared memory takes, bank conflicts counted
     shared_bytes : what threads ask of it
     global_wavefronts : turns of 128 bytes that the first-level cache takes, which is the same memory
-    operations : dict, a warp's instructions: loads, stores (of global and shared memory), dp4a, shuffles, votes, barriers
+    operations : dict, a warp's instructions: loads, stores (of global and shared memory), dp4a, shuffles, votes,
+        barriers
     instructions : dict, a warp's instructions by class: integer, float32, float64; the host compiler's, as an estimate
     """
 
@@ -179,11 +180,11 @@ def _block_classes(path: str) -> dict[int, Counter[str]]:
 def _class_of(name: str, operands: str) -> str | None:
     """Return an x86 instruction's class; None for what a GPU does without.
 
-    That is: copies, to the stack too, and zeros, since a GPU's instructions name their result and its registers are many; calls,
-    since the functions that are called count themselves, but for those that are one instruction there.
+    That is: copies, to the stack too, and zeros, since a GPU's instructions name their result and its registers are
+    many; calls, since the functions that are called count themselves, but for those that are one instruction there.
     """
     if name == "call":
         return "integer" if _ONE.match(operands) else None
-    if _FREE.match(name) and not _EXTENSION.match(name) or _ZERO.fullmatch(f"{name} {operands}"):
+    if (_FREE.match(name) and not _EXTENSION.match(name)) or _ZERO.fullmatch(f"{name} {operands}"):
         return None
     return "float64" if name.endswith("sd") else "float32" if name.endswith("ss") else "integer"
