@@ -200,8 +200,8 @@ _HEAD = """# What the GPU's kernels move, and the time that this implies
 The host run of the kernels, compiled to count, tells for each launch the bytes that go through device memory, the turns
 of 128 bytes that shared memory and the first-level cache take, which are one memory (bank conflicts counted; a shuffle
 is a turn too), and the instructions of warps. These are the host compiler's for the same source, without copies from
-register to register, and stand in for the GPU's; a division or a square root counts as one. Counts are taken at two small sizes and
-continued along a line to the full one; "line" is how far it misses the counts at a third size.
+register to register, and stand in for the GPU's; a division or a square root counts as one. Counts are taken
+at two small sizes and continued along a line to the full one; "line" is how far it misses the counts at a third size.
 
 "least" counts each byte that the task needs once. To encode: the vectors in, the codes out. For one query: the first
 plane and scale of every row, and the other planes of the rows that are scored in full; 20 rows are near to the query,
