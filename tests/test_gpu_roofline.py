@@ -1,10 +1,13 @@
 """The page's arithmetic, on counts that are known; and what the kernels must reach by their own counts."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
 from tqindex.codec import Codec
+from tqindex.gpu import roofline
+from tqindex.gpu.attention_cases import attention_cases
 from tqindex.gpu.host.count import ArrayTraffic, Counts
 from tqindex.gpu.roofline import CHIPS, Profile, Result, evaluate, write_page
 from tqindex.gpu.roofline_cases import Case, Sample, all_cases, encode, search_one
@@ -98,6 +101,16 @@ def test_the_page_says_that_nothing_was_measured() -> None:
     ]
     assert len(tables) == 3
     assert all(len({row.count("|") for row in table}) == 1 for table in tables)
+
+
+def test_the_committed_page_is_of_these_cases_and_chips() -> None:
+    page = (Path(roofline.__file__).parent / "ROOFLINE.md").read_text()
+    empty = write_page([])
+    assert page[: page.index("| case |")] == empty[: empty.index("| case |")]
+    assert page[page.index("| chip |") :] == empty[empty.index("| chip |") :]
+    first_table = page[page.index("| case |") : page.index("## Kernel")].splitlines()[2:]
+    found = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in first_table if line]
+    assert found == [(case.name, f"{case.rows:,}") for case in (*all_cases(), *attention_cases())]
 
 
 def test_encoding_moves_little_more_than_it_must() -> None:

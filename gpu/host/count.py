@@ -137,7 +137,9 @@ def _counts(
         tuple(arg.nbytes if isinstance(arg, np.ndarray) else 0 for arg in args),
         tuple(arrays[0::2]),
         tuple(arrays[1::2]),
-        *totals[-3:],
+        totals[-3],
+        totals[-2],
+        totals[-1],
         dict(zip(_KINDS[:-1], totals, strict=False)),
         dict(_instructions(instructions)),
     )
