@@ -1,5 +1,7 @@
 """A real language model with packed caches: what is promised of it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from tqindex.kv.models import encode_file
 from tqindex.kv.needle import is_found, make_haystacks
 
 # The text of this project's licence: English, and 3,000 tokens long.
-LICENSE = __import__("pathlib").Path(__file__).parent.parent / "LICENSE"
+LICENSE = Path(__file__).parent.parent / "LICENSE"
 
 
 @pytest.fixture(scope="module")
