@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from tqindex.errors import ArgumentError, MissingPackageError
-from tqindex.kv import ATTENTION, TurboQuantCache, TurboQuantLayer
+from tqindex.kv import ATTENTION, TurboQuantCache, TurboQuantLayer, support
 
 VOCABULARY = 97
 COMMON: dict[str, Any] = {
@@ -247,7 +247,7 @@ def test_an_attention_with_a_cache_of_its_own_is_refused() -> None:
 
 
 def test_an_old_transformers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformers, "__version__", "5.16.2")
+    monkeypatch.setattr(support.transformers, "__version__", "5.16.2")
     with pytest.raises(MissingPackageError, match=r"needs transformers 5\.17 or newer, got 5\.16\.2"):
         TurboQuantCache(CONFIGS["llama"])
 

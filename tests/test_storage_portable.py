@@ -183,7 +183,7 @@ def forge(content, old, new):
 @pytest.mark.parametrize(
     ("old", "new", "error"),
     [
-        (b'"version": 2', b'"version": 3', FormatVersionError),
+        (b'"version": 2', b'"version": 4', FormatVersionError),
         (b'"version": 2', b'"version": 1', CorruptIndexError),
         (b'"bytes": 1', b'"bytes": 9223372036854775807', CorruptIndexError),
         (b'"bytes": 1', b'"bytes": 1e3', CorruptIndexError),

@@ -17,7 +17,6 @@ _QUERIES = 200
 #: With the paper's scale the error is the quantiser's own, with nothing adapted to the vector.
 _CODECS: dict[str, dict[str, Any]] = {
     "tqindex-mse-paper": {"kind": "mse", "scale": "paper"},
-    "tqindex-trellis": {"kind": "trellis", "scale": "paper"},
     "tqindex-prod": {"kind": "prod", "sketch": "orthogonal", "scale": "paper"},
     "tqindex-prod-gaussian": {"kind": "prod", "sketch": "gaussian", "scale": "paper"},
 }
@@ -55,7 +54,7 @@ class Distortion(Suite):
         for seed in range(job.config.seeds_of(method.key)):
             codec = Codec(dim, bits, seed=seed, **_CODECS[method.key])
             codes = codec.encode(vectors)
-            if codec.kind != "prod":
+            if codec.kind == "mse":
                 errors.append(((vectors - codec.decode(codes).astype(np.float64)) ** 2).sum(axis=1).mean())
             else:
                 variances.append(dim * ((codec.inner_product(queries, codes) - products) ** 2).mean())
@@ -64,7 +63,7 @@ class Distortion(Suite):
             "seconds": round(time.perf_counter() - start, 3),
             "dim": dim,
             "mse": _mean(errors),
-            "mse_bound": codec.codebook.distortion if factor is None else None,
+            "mse_bound": make_codebook(dim, bits).distortion if factor is None else None,
             "shannon": 4.0**-bits,
             "product_variance": _mean(variances),
             "product_bound": None if factor is None else factor * make_codebook(dim, bits - 1).distortion,
