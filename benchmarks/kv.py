@@ -21,10 +21,9 @@ from tqindex.kv.agreement import agreement, cut_prompts, greedy_tokens
 from tqindex.kv.attention import score_blocks
 from tqindex.kv.cases import DENSE, Case, parse_case
 from tqindex.kv.measure import held_bytes, peak_rise
-from tqindex.kv.models import encode_file, load_model
+from tqindex.kv.memory import layer_shapes
+from tqindex.kv.models import BLOCK, encode_file, load_model, read_prompt
 
-#: Tokens that a prompt is read in at once.
-_BLOCK = 512
 _REPEATS = 11
 #: Of mallopt in malloc.h.
 _M_MMAP_THRESHOLD = -3
@@ -68,11 +67,10 @@ def speed(model: str, context: int, presets: tuple[str, ...]) -> None:
 def _filled(model: Any, case: Case, context: int) -> Any:
     """Return a cache of random keys and values."""
     cache = case.make(model.config)
-    config, generator = model.config, torch.Generator().manual_seed(0)
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    for layer in range(config.num_hidden_layers):
-        shape = 2, 1, config.num_key_value_heads, context, dim
-        cache.update(*torch.randn(shape, generator=generator).to(model.dtype), layer)
+    generator = torch.Generator().manual_seed(0)
+    for number, layer in enumerate(layer_shapes(model.config)):
+        shape = 2, 1, layer.heads, context, layer.dim
+        cache.update(*torch.randn(shape, generator=generator).to(model.dtype), number)
     return cache
 
 
@@ -90,11 +88,11 @@ def _stepper(model: Any, cache: Any, attention: str) -> Callable[[], Any]:
 
 def _logits(model: Any, packed: Any, dense: Any) -> dict[str, Callable[[], Any]]:
     """Return what computes every layer's logits of one token: from codes, and by a product of matrices."""
-    heads, groups = model.config.num_key_value_heads, model.config.num_attention_heads
-    dim = dense.layers[0].keys.shape[3]
-    queries = torch.randn((heads, groups // heads, dim), generator=torch.Generator().manual_seed(1))
+    _, heads, columns, dim = dense.layers[0].keys.shape
+    group = model.config.num_attention_heads // heads
+    queries = torch.randn((heads, group, dim), generator=torch.Generator().manual_seed(1))
     views = [(layer.sequences[0], layer.form) for layer in packed.layers]
-    room = torch.empty((heads, groups // heads, dense.layers[0].keys.shape[2]))
+    room = torch.empty((heads, group, columns))
 
     def from_codes() -> None:
         for sequence, form in views:
@@ -167,18 +165,13 @@ def peak(model: str, text: Path, context: int, presets: tuple[str, ...], dtype: 
     cases = [(DENSE, "sdpa"), *((parse_case(name), way) for name in presets for way in ("sdpa", ATTENTION))]
     for case, attention in cases:
         loaded.set_attn_implementation(attention)
-        _read(loaded, ids[:, : 2 * _BLOCK], case)  # what is compiled and kept once is not the cache's
+        # What is compiled and kept once is not the cache's.
+        read_prompt(loaded, ids[:, : 2 * BLOCK], case.make(loaded.config))
         with peak_rise(loaded.device) as found:
-            cache = _read(loaded, ids, case)
+            cache = case.make(loaded.config)
+            read_prompt(loaded, ids, cache)
         click.echo(f"{case.name}, {attention}: rise {found.bytes or 0:,} bytes, held {held_bytes(cache):,} bytes")
         del cache
-
-
-def _read(model: Any, ids: torch.Tensor, case: Case) -> Any:
-    cache = case.make(model.config)
-    for first in range(0, ids.shape[1], _BLOCK):
-        model(ids[:, first : first + _BLOCK], past_key_values=cache, logits_to_keep=1)
-    return cache
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -10,6 +11,8 @@ from transformers.utils.logging import disable_progress_bar
 from tqindex.checks import check_choice, check_integer
 from tqindex.errors import ArgumentError, FileFormatError
 
+#: Tokens that a prompt is read in at once.
+BLOCK = 512
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -57,3 +60,11 @@ def encode_file(tokenizer: PreTrainedTokenizerBase, path: Path) -> torch.Tensor:
     except UnicodeDecodeError as error:
         raise FileFormatError(f"{path} must be text in UTF-8: {error}") from error
     return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+
+
+@torch.inference_mode()
+def read_prompt(model: PreTrainedModel, ids: torch.Tensor, cache: Any) -> torch.Tensor:
+    """Read a prompt, int64 (rows, n), with a cache, in blocks; returns the logits behind its last token."""
+    for first in range(0, ids.shape[1], BLOCK):
+        logits = model(ids[:, first : first + BLOCK], past_key_values=cache, logits_to_keep=1).logits
+    return logits

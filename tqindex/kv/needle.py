@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tqindex.checks import check_integer
 from tqindex.errors import ArgumentError
 from tqindex.kv.cases import Case
+from tqindex.kv.models import read_prompt
 
 _NEEDLE = "\nThe secret number of the old lighthouse is {number}.\n"
 _QUESTION = (
@@ -19,7 +20,6 @@ _QUESTION = (
 _NUMBER = "58213"
 #: Tokens of the answer; a tokenizer may take two for a digit with its space.
 _ANSWER_TOKENS = 8
-_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
 def is_found(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, haystack: Haystack, case: Case) -> bool:
     """Say whether the greedy answer, read with a cache, holds the hidden number."""
     cache, ids = case.make(model.config), haystack.ids.to(model.device)[None]
-    for first in range(0, haystack.length, _BLOCK):
-        logits = model(ids[:, first : first + _BLOCK], past_key_values=cache, logits_to_keep=1).logits
+    logits = read_prompt(model, ids, cache)
     answer = []
     for _ in range(_ANSWER_TOKENS):
         answer.append(int(logits[0, -1].argmax()))
