@@ -16,11 +16,7 @@ __device__ __forceinline__ bool is_better(float score, long long id, float other
   return score > other || (score == other && id < other_id);
 }
 
-// Keys that are smaller for what is better.
-__device__ __forceinline__ unsigned score_key(float score) {
-  const unsigned bits = __float_as_uint(score + 0.f);  // 0 for -0
-  return bits >> 31 ? bits : ~bits & 0x7fffffff;
-}
+// As score_key of a score, for an id.
 __device__ __forceinline__ Key id_key(long long id) { return (Key)id ^ 1ull << 63; }
 
 // Candidates of one query: `count` of its row of scores from `first` on, then the `k` best so far.

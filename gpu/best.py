@@ -15,7 +15,7 @@ _THREADS = 256
 RUN = 2048
 #: Where there are fewer queries than blocks that keep a device busy, the candidates of one are cut into slices of at
 #: least so many scores, and so many times k.
-_BLOCKS, _SLICE, _SLICE_RESULTS = 256, 16_384, 8
+_BLOCKS, _SLICE, _SLICE_RESULTS = 256, 1024, 8
 #: Bits of `form` in best.cu.
 _HAS_NUMBERS, _HAS_ENTRY_IDS, _HAS_IDS, _HAS_COUNTS = 1, 2, 4, 8
 

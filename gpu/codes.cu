@@ -8,13 +8,13 @@ __device__ __forceinline__ unsigned char level_of(const signed char* levels, int
   return coordinate < columns ? levels[coordinate] : 0;
 }
 
-// Write a query's levels by steps; returns this thread's parts of their sum and of the sum of their squares.
+// Write a query's levels in the order of expand_half; returns this thread's parts of their sum and of the sum of their squares.
 __device__ int2 order_levels(const signed char* levels, int columns, int depth, int* out) {
   int sum = 0, squares = 0;
   for (int i = threadIdx.x; i < depth / 4; i += THREADS) {
-    const int first = i / STEPS * HALF + i % STEPS;
+    const int step = i % STEPS, first = i / STEPS * HALF + step / 2 + step % 2 * (HALF / 2);
     unsigned four = 0;
-    for (int byte = 0; byte < 4; ++byte) four |= (unsigned)level_of(levels, columns, first + byte * STEPS) << 8 * byte;
+    for (int byte = 0; byte < 4; ++byte) four |= (unsigned)level_of(levels, columns, first + 4 * byte) << 8 * byte;
     out[i] = four;
     sum = __dp4a((int)four, 0x01010101, sum);
     squares = __dp4a((int)four, (int)four, squares);

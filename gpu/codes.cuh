@@ -8,8 +8,9 @@
 #define SKETCH 0
 #endif
 
-// Coordinates of a half: four bytes of a plane. Step i of 8 takes from it the coordinates i, i + 8, i + 16 and i + 24,
-// one from each byte, so that four levels come out of a shift and a mask; queries come in that order.
+// Coordinates of a half, four bytes of a plane; their levels are 8 words. Word 2 i has those of the coordinates i, i + 4,
+// i + 8 and i + 12, word 2 i + 1 those of 16 coordinates further, so that codes are gathered in nibbles, eight at a time;
+// queries come in that order.
 constexpr int HALF = 32, STEPS = 8, WORD_HALVES = 2;
 constexpr int PLANES = CODE_BITS + SKETCH;
 // Row number of an empty place.
@@ -87,13 +88,79 @@ __device__ __forceinline__ int look_up(unsigned codes, const unsigned* table) {
 #endif
 }
 
-// The levels of a step of the halves of all planes of the code.
-__device__ __forceinline__ int expand_step(const unsigned* halves, int step, const unsigned* table) {
-  unsigned codes = 0;
+// Codes of COUNT planes' halves, from the most significant: in nibble j of codes[i] that of coordinate 4 j + i.
+template <int COUNT>
+__device__ __forceinline__ void gather_codes(const unsigned* halves, unsigned (&codes)[4]) {
+  constexpr unsigned ONE = 0x11111111u, TWO = 0x33333333u, EVEN = 0x55555555u;
+  // Of two planes the bits of coordinates 2 j, or 2 j + 1, side by side.
+  const auto even = [&](int i) { return (halves[i] & EVEN) << 1 | (halves[i + 1] & EVEN); };
+  const auto odd = [&](int i) { return (halves[i] & ~EVEN) | (halves[i + 1] >> 1 & EVEN); };
+  const unsigned pairs[2] = {COUNT > 1 ? even(0) : 0, COUNT > 1 ? odd(0) : 0};
+  const unsigned others[2] = {COUNT > 3 ? even(COUNT - 2) : 0, COUNT > 3 ? odd(COUNT - 2) : 0};
 #pragma unroll
-  for (int plane = 0; plane < CODE_BITS; ++plane) codes = codes << 1 | take_step(halves[plane], step);
-  return look_up(codes, table);
+  for (int i = 0; i < 4; ++i) {
+    const unsigned pair = pairs[i % 2];
+    if (COUNT == 1) codes[i] = halves[0] >> i & ONE;
+    if (COUNT == 2) codes[i] = pair >> i / 2 * 2 & TWO;
+    if (COUNT == 3) codes[i] = (i < 2 ? (pair & TWO) << 1 : pair >> 1 & TWO << 1) | (halves[COUNT - 1] >> i & ONE);
+    if (COUNT == 4) codes[i] = (i < 2 ? (pair & TWO) << 2 : pair & ~TWO) | (others[i % 2] >> i / 2 * 2 & TWO);
+  }
 }
+
+// The levels of eight codes of up to 4 bits, which are in nibbles; table: int8 levels.
+template <int COUNT>
+__device__ __forceinline__ void look_up_nibbles(unsigned codes, const unsigned* table, int* levels) {
+  const unsigned chosen = COUNT == 4 ? codes & 0x77777777u : codes, upper = codes >> 3 & 0x11111111u;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    unsigned found = __byte_perm(table[0], table[1], chosen >> 16 * i);
+    if (COUNT == 4) {
+      const unsigned is_upper = __byte_perm(0xff00u, 0, upper >> 16 * i);  // 0 or 0xff
+      found = (found & ~is_upper) | (__byte_perm(table[2], table[3], chosen >> 16 * i) & is_upper);
+    }
+    levels[i] = (int)found;
+  }
+}
+
+// A half's codes on their way to levels: words 2 i and 2 i + 1 of them come from codes[i], of 8 bits from two.
+struct Gathered {
+  unsigned codes[CODE_BITS == 8 ? 8 : 4];
+
+  __device__ __forceinline__ void gather(const unsigned* halves) {
+    unsigned upper[4];
+    gather_codes<(CODE_BITS == 8 ? 4 : CODE_BITS)>(halves, upper);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) codes[i] = upper[i];
+#if CODE_BITS == 8
+    gather_codes<4>(halves + 4, upper);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) codes[4 + i] = upper[i];
+#endif
+  }
+
+  __device__ __forceinline__ void look_up_pair(int i, const unsigned* table, int* levels) const {
+#if CODE_BITS == 8
+    // Of nibbles to the halves of bytes, those of coordinates 8 j + i and 8 j + 4 + i.
+    const unsigned even = (codes[i] & 0x0f0f0f0fu) << 4 | (codes[4 + i] & 0x0f0f0f0fu);
+    const unsigned odd = (codes[i] & 0xf0f0f0f0u) | (codes[4 + i] >> 4 & 0x0f0f0f0fu);
+    levels[0] = (int)(__byte_perm(even, odd, 0x5140) ^ 0x80808080u);
+    levels[1] = (int)(__byte_perm(even, odd, 0x7362) ^ 0x80808080u);
+#else
+    look_up_nibbles<CODE_BITS>(codes[i], table, levels);
+#endif
+  }
+};
+
+// The signs of a sketch, as 0 and 1, in the order of levels.
+struct GatheredSigns {
+  unsigned codes[4];
+
+  __device__ __forceinline__ void gather(const unsigned* halves) { gather_codes<1>(halves + CODE_BITS, codes); }
+  __device__ __forceinline__ void look_up_pair(int i, const unsigned*, int* signs) const {
+    const unsigned bits[2] = {0x0100u, 0};
+    look_up_nibbles<1>(codes[i], bits, signs);
+  }
+};
 
 __device__ __forceinline__ float no_score() { return __int_as_float(0xff800000); }  // -inf
 

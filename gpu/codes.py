@@ -28,7 +28,7 @@ class DeviceQueries:
     Attributes
     ----------
     levels, sketch_levels : int8 (nq, depth), sketch levels of kind "prod" only
-        Of every 32 coordinates 0, 8, 16, 24, then 1, 9, ...: the order in which codes are expanded.
+        Of every 32 coordinates 0, 4, 8, 12, then 16, 20, 24, 28, then 1, 5, ...: as `codes.cuh` expands codes.
     reals : float32 (nq, 3), step, sketch step and bias
     integers : int32 (nq, 3), sum, sketch sum and sum of squares of the levels
     table : uint32 (4,), the codebook's int8 levels

@@ -25,3 +25,12 @@ __device__ __forceinline__ unsigned append_place(bool is_kept, unsigned* count) 
   if (lane == 0 && kept) first = atomicAdd(count, (unsigned)__popc(kept));
   return __shfl_sync(WHOLE_WARP, first, 0) + __popc(kept & ((1u << lane) - 1));
 }
+
+// A key that is smaller for what is better.
+__device__ __forceinline__ unsigned score_key(float score) {
+  const unsigned bits = __float_as_uint(score + 0.f);  // 0 for -0
+  return bits >> 31 ? bits : ~bits & 0x7fffffff;
+}
+__device__ __forceinline__ float score_of_key(unsigned key) {
+  return __uint_as_float(key >> 31 ? key : ~key & 0x7fffffff);
+}

@@ -21,8 +21,9 @@ from tqindex.gpu.runtime import Kernel, Runtime
 MAX_DIM = 8192
 #: What a block may have without asking the driver for more.
 SHARED_BYTES = 48 * 1024
-#: A block's rows share the words of the stored layout's blocks of 8 rows. A row has a warp at least, a block four.
-_MOST_ROWS, _WARP, _LEAST_WARPS = 8, 32, 4
+#: A block's rows share the words of the stored layout's blocks of 8 rows. A row has a warp at least, and as many as leave
+#: each thread no more coordinates than this; more rows share a block of this size where they do.
+_MOST_ROWS, _WARP, _MOST_SLOTS, _BLOCK = 8, 32, 32, 128
 #: Levels of a transform that a thread takes at once: so many coordinates, 2**5, of each fit in its registers.
 _MOST_LEVELS = 5
 #: The width whose codebook is a grid.
@@ -95,18 +96,22 @@ class Form:
     @property
     def rows(self) -> int:
         """Rows of a block: a power of two, so that blocks of 8 stored rows hold whole ones."""
-        return min(_MOST_ROWS, MAX_DIM >> (self.dim - 1).bit_length())
+        return _MOST_ROWS if self.team == _WARP else max(1, _BLOCK // self.team)
+
+    @property
+    def team(self) -> int:
+        """Threads of a row."""
+        return max(_WARP, (1 << (self.dim - 1).bit_length()) // _MOST_SLOTS)
 
     @property
     def block(self) -> int:
         """Threads of a block."""
-        return _WARP * max(_LEAST_WARPS, self.rows)
+        return self.rows * self.team
 
     @property
     def levels_at_once(self) -> int:
         """Levels of a transform between two visits to shared memory: as many as leave each thread of a row work."""
-        threads = self.block // self.rows
-        return max(1, min(_MOST_LEVELS, self.dim.bit_length() - threads.bit_length()))
+        return max(1, min(_MOST_LEVELS, self.dim.bit_length() - self.team.bit_length()))
 
     @property
     def planes(self) -> int:
@@ -118,7 +123,7 @@ class Form:
         """Static shared memory of `encode_rows`, which needs the more of both."""
         coordinates = 4 * self.rows * (self.dim + (self.dim - 1) // 32)
         planes = 4 * self.rows * self.planes * -(-self.dim // 32)
-        sums = 8 * (self.block if self.rows < _LEAST_WARPS else 1)  # of rows that several warps share
+        sums = 8 * (self.block if self.team > _WARP else 1)  # of rows that several warps share
         entries = 1 if self.bits == _UNIFORM_BITS else 2 ** (self.bits + 1)
         return coordinates + planes + sums + 4 * entries
 

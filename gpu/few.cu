@@ -9,12 +9,15 @@
 #include "common.cuh"
 #include "codes.cuh"
 
-// Blocks of one multiprocessor: 64 registers for each thread, and 80 where rows are scored in full.
-constexpr int THREADS = 256, BOUND_BLOCKS = 4, SCORE_BLOCKS = 3;
+// Blocks of one multiprocessor: 80 registers for each thread.
+constexpr int THREADS = 256, BOUND_BLOCKS = 3, SCORE_BLOCKS = 3;
 // Coordinates of a query that are in shared memory at a time, as halves.
 constexpr int CHUNK_HALVES = 256;
 // Lanes that share a row which is scored in full; 8 rows of a warp, as a block of the leading planes has them.
 constexpr int LANES = 4, WARP_ROWS = 32 / LANES, BLOCK_ROWS = THREADS / LANES;
+// Words that a thread reads of a row before it needs the first.
+constexpr int AHEAD = 4;
+static_assert(CHUNK_HALVES % (AHEAD * WORD_HALVES) == 0, "what is read ahead is staged");
 // Groups of rows that a warp has, of each of which one row is likely.
 constexpr int WARP_GROUPS = 4, BLOCK_GROUPS = THREADS / 32 * WARP_GROUPS;
 // What float32 sums of scores may differ by, relative to their largest part (tqindex.kernels.cascade).
@@ -45,7 +48,24 @@ __device__ void stage_query(const signed char* query, int halves, int first, int
   for (int i = threadIdx.x; i < count; i += THREADS) staged[i] = from[i];
 }
 
-// Sums of a query over the set bits of a plane: steps[i] has that of step i times 2^i, and the last times -2^7, since a
+// The same, by bits: word i of 8 has the coordinates i, i + 8, i + 16 and i + 24, one of each byte of a half of a plane.
+__device__ void stage_query_by_bits(const signed char* query, int halves, int first, int4* staged) {
+  const int4* from = reinterpret_cast<const int4*>(query) + 2 * first;
+  for (int half = threadIdx.x; half < min(CHUNK_HALVES, halves - first); half += THREADS) {
+    const int4 low = from[2 * half], high = from[2 * half + 1];
+    const int lower[4] = {low.x, low.z, high.x, high.z}, upper[4] = {low.y, low.w, high.y, high.w};
+    int even[4], odd[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      even[i] = (int)__byte_perm((unsigned)lower[i], (unsigned)upper[i], 0x6420);
+      odd[i] = (int)__byte_perm((unsigned)lower[i], (unsigned)upper[i], 0x7531);
+    }
+    staged[2 * half] = make_int4(even[0], even[1], even[2], even[3]);
+    staged[2 * half + 1] = make_int4(odd[0], odd[1], odd[2], odd[3]);
+  }
+}
+
+// Sums of a query over the set bits of a plane: steps[i] has that of word i times 2^i, and the last times -2^7, since a
 // mask alone, without a shift, leaves bit i of each byte where it is.
 struct BitSums {
   int steps[STEPS];
@@ -126,7 +146,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BOUND_BLOCKS)
   unsigned best_row = NO_ROW;
   if (threadIdx.x == 0)
     weights = weigh(reals[3 * query], integers[3 * query], integers[3 * query + 2], lowest, gap, margin);
-  if (halves <= CHUNK_HALVES) stage_query(queries + query * depth, halves, 0, staged);
+  if (halves <= CHUNK_HALVES) stage_query_by_bits(queries + query * depth, halves, 0, staged);
   __syncthreads();
   for (int turn = 0; turn < turns; ++turn) {
     const long long row = ((long long)blockIdx.x * turns + turn) * THREADS + threadIdx.x;
@@ -137,16 +157,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, BOUND_BLOCKS)
     for (int first = 0; first < halves; first += CHUNK_HALVES) {
       if (halves > CHUNK_HALVES) {
         __syncthreads();  // what was staged before has been read
-        stage_query(queries + query * depth, halves, first, staged);
+        stage_query_by_bits(queries + query * depth, halves, first, staged);
         __syncthreads();
       }
       if (!is_live) continue;
       const int last = min(first + CHUNK_HALVES, (width + 3) / 4);
-      for (int half = first; half < last; half += WORD_HALVES) {
-        const unsigned long long word = load_lead_word(block, row % STORED_BLOCK, width, half / WORD_HALVES);
-        const int4* at = staged + 2 * (half - first);
-        sums.add((unsigned)word, at[0], at[1]);
-        sums.add((unsigned)(word >> HALF), at[2], at[3]);
+      for (int half = first; half < last; half += AHEAD * WORD_HALVES) {
+        unsigned long long words[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i)
+          words[i] = load_lead_word(block, row % STORED_BLOCK, width, half / WORD_HALVES + i);
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) {
+          const int4* at = staged + 2 * (half - first + i * WORD_HALVES);
+          sums.add((unsigned)words[i], at[0], at[1]);
+          sums.add((unsigned)(words[i] >> HALF), at[2], at[3]);
+        }
       }
     }
     float bound = no_score();
@@ -220,6 +246,22 @@ struct Staged {
   }
 };
 
+// The product of a half, or that of its signs, with a query, added to a sum.
+template <class Expansion>
+__device__ __forceinline__ int dot_half(const unsigned* halves, const unsigned* table, const int4* query, int sum) {
+  const int4 low = query[0], high = query[1];
+  const int words[STEPS] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+  Expansion gathered;
+  gathered.gather(halves);
+#pragma unroll
+  for (int step = 0; step < STEPS; step += 2) {
+    int levels[2];
+    gathered.look_up_pair(step / 2, table, levels);
+    sum = __dp4a(levels[1], words[step + 1], __dp4a(levels[0], words[step], sum));
+  }
+  return sum;
+}
+
 // The score of a row, by its LANES lanes together; all threads of the block must call. row: NO_ROW for none, -inf then.
 __device__ float score_row(const Codes& codes, const Sides& sides, unsigned row, const Query& query,
                            const unsigned* table, const Staged& staged) {
@@ -237,16 +279,9 @@ __device__ float score_row(const Codes& codes, const Sides& sides, unsigned row,
       unsigned bits[PLANES];
 #pragma unroll
       for (int plane = 0; plane < PLANES; ++plane) bits[plane] = load_half(codes, plane, row, half);
-      const int4* at = staged.levels + 2 * (half - first);
-      const int levels[STEPS] = {at[0].x, at[0].y, at[0].z, at[0].w, at[1].x, at[1].y, at[1].z, at[1].w};
-#pragma unroll
-      for (int step = 0; step < STEPS; ++step) product = __dp4a(expand_step(bits, step, table), levels[step], product);
+      product = dot_half<Gathered>(bits, table, staged.levels + 2 * (half - first), product);
 #if SKETCH
-      const int4* from = staged.sketch_levels + 2 * (half - first);
-      const int sketch[STEPS] = {from[0].x, from[0].y, from[0].z, from[0].w, from[1].x, from[1].y, from[1].z, from[1].w};
-#pragma unroll
-      for (int step = 0; step < STEPS; ++step)
-        signs = __dp4a((int)take_step(bits[PLANES - 1], step), sketch[step], signs);
+      signs = dot_half<GatheredSigns>(bits, table, staged.sketch_levels + 2 * (half - first), signs);
 #endif
     }
   }

@@ -22,11 +22,11 @@ from tqindex.kernels.encoder import encode_rows
 from tqindex.kernels.rows import StoredRows
 
 Float32Array = npt.NDArray[np.float32]
-_METRIC = "ip"
-_RESULTS = 10
-_MANY_QUERIES = 128
+METRIC = "ip"
+RESULTS = 10
+MANY_QUERIES = 128
 #: Rows near to a query, by a noise of this length relative to the query's: a cosine of 0.8.
-_NEAR_ROWS, _DISTANCE = 20, np.float32(0.75)
+NEAR_ROWS, DISTANCE = 20, np.float32(0.75)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,15 +73,15 @@ class Case:
 
 def encode(runtime: CountingRuntime, codec: Codec, rows: int) -> float:
     """Encode vectors."""
-    encoder, vectors = Encoder(runtime, codec, _METRIC), _gaussian(rows, codec.dim)
-    stored = StoredRows.allocate(codec, _METRIC, -(-rows // BLOCK) * BLOCK)
+    encoder, vectors = Encoder(runtime, codec, METRIC), _gaussian(rows, codec.dim)
+    stored = StoredRows.allocate(codec, METRIC, -(-rows // BLOCK) * BLOCK)
     encoder.encode_rows(runtime.upload(vectors), _on_device(runtime, stored))
     return vectors.nbytes + rows * (stored.code_bytes + stored.side_bytes)
 
 
 def search_one(runtime: CountingRuntime, codec: Codec, rows: int) -> float:
     """Answer one query, to which some rows are near."""
-    return _search_one(runtime, codec, rows, _NEAR_ROWS)
+    return _search_one(runtime, codec, rows, NEAR_ROWS)
 
 
 def search_one_far(runtime: CountingRuntime, codec: Codec, rows: int) -> float:
@@ -92,11 +92,11 @@ def search_one_far(runtime: CountingRuntime, codec: Codec, rows: int) -> float:
 def _search_one(runtime: CountingRuntime, codec: Codec, rows: int, near: int) -> float:
     query, vectors = _gaussian(1, codec.dim, seed=1), _gaussian(rows, codec.dim)
     places = np.random.default_rng(2).choice(rows, near, replace=False)
-    vectors[places] = query + _DISTANCE * vectors[places]
-    plan, segment = ScanPlan(codec, _METRIC), _segment(runtime, codec, vectors)
+    vectors[places] = query + DISTANCE * vectors[places]
+    plan, segment = ScanPlan(codec, METRIC), _segment(runtime, codec, vectors)
     queries = _queries(runtime, codec, query)
-    margins = deviations(plan, _RESULTS, rows, EPS)
-    _, scored = scan_rows_few(runtime, plan, queries, segment, no_best(runtime, 1, _RESULTS), margins)
+    margins = deviations(plan, RESULTS, rows, EPS)
+    _, scored = scan_rows_few(runtime, plan, queries, segment, no_best(runtime, 1, RESULTS), margins)
     plane, side = plane_bytes(codec.dim), np.dtype(np.float32).itemsize
     sketch_side = side * (codec.kind == "prod")
     return float(rows * (plane + side) + int(scored.sum()) * ((codec.bits - 1) * plane + sketch_side))
@@ -105,8 +105,8 @@ def _search_one(runtime: CountingRuntime, codec: Codec, rows: int, near: int) ->
 def search_many(runtime: CountingRuntime, codec: Codec, rows: int) -> float:
     """Answer many queries."""
     segment = _segment(runtime, codec, _gaussian(rows, codec.dim))
-    queries = _queries(runtime, codec, _gaussian(_MANY_QUERIES, codec.dim, seed=1))
-    scan_rows(runtime, codec, queries, segment, no_best(runtime, _MANY_QUERIES, _RESULTS))
+    queries = _queries(runtime, codec, _gaussian(MANY_QUERIES, codec.dim, seed=1))
+    scan_rows(runtime, codec, queries, segment, no_best(runtime, MANY_QUERIES, RESULTS))
     codes = segment.codes
     arrays = codes.lead, codes.rest, codes.scales, codes.sketch_scales, queries.levels
     return float(sum(array.nbytes for array in arrays))
@@ -115,8 +115,8 @@ def search_many(runtime: CountingRuntime, codec: Codec, rows: int) -> float:
 def _segment(runtime: Runtime, codec: Codec, vectors: Float32Array) -> DeviceSegment:
     """Return encoded vectors on the device."""
     rows = len(vectors)
-    stored = StoredRows.allocate(codec, _METRIC, -(-rows // BLOCK) * BLOCK)
-    encode_rows(codec, vectors, _METRIC, stored, threads=1)
+    stored = StoredRows.allocate(codec, METRIC, -(-rows // BLOCK) * BLOCK)
+    encode_rows(codec, vectors, METRIC, stored, threads=1)
     no_ids, all_live = runtime.upload(NO_IDS), runtime.upload(ALL_LIVE)
     return DeviceSegment(_on_device(runtime, stored), no_ids, all_live, 0, rows, rows)
 
@@ -126,7 +126,7 @@ def _on_device(runtime: Runtime, stored: StoredRows) -> DeviceCodes:
 
 
 def _queries(runtime: CountingRuntime, codec: Codec, queries: Float32Array) -> DeviceQueries:
-    encoder = Encoder(runtime, codec, _METRIC)
+    encoder = Encoder(runtime, codec, METRIC)
     return DeviceQueries.of(runtime, codec, encoder.encode_queries(runtime.upload(queries)))
 
 
@@ -144,7 +144,7 @@ def all_cases() -> list[Case]:
     found += [Case(f"one query, {_name(c)}", 1_000_000, sizes, search_one, c) for c in one]
     found.append(Case(f"one query, no near rows, {_name(one[4])}", 1_000_000, sizes, search_one_far, one[4]))
     many = [Codec(256), Codec(1536, bits=2), Codec(1536), Codec(1536, bits=8), Codec(1536, bits=4, kind="prod")]
-    name = f"{_MANY_QUERIES} queries"
+    name = f"{MANY_QUERIES} queries"
     found += [Case(f"{name}, {_name(c)}", 1_000_000, (512, 1024, 1536), search_many, c) for c in many]
     return found
 

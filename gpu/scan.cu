@@ -1,111 +1,140 @@
-// Many queries against many rows: a tile of codes is expanded to int8 levels in shared memory and multiplied with a
-// tile of queries; of the scores each block keeps the best KEEP, or, where KEEP is 0, writes all.
-//
-// dp4a and not the int8 units of tensor cores: those are reached through mma.h or inline PTX, neither of which the host
-// run can compile, so that their results could not be tested without a device.
+// Many queries against many rows: codes are expanded to int8 levels in registers and multiplied with a tile of queries by
+// the tensor cores; of the scores each block keeps the best KEEP, or, where KEEP is 0, writes all.
 #include "common.cuh"
 #include "codes.cuh"
+#include "tensor.cuh"
 
 #ifndef KEEP
-#define KEEP 32
+#define KEEP 16
 #endif
 
 constexpr int THREADS = 256, MOST_BLOCKS = 2;  // of one multiprocessor: 128 registers for each thread
-constexpr int TILE_ROWS = 64, TILE_QUERIES = KEEP > 32 ? 32 : 64;
-// Coordinates that are in shared memory at a time, as ints of four; lines are longer by what keeps 8 threads that read
-// 16 bytes each of neighbouring lines out of each other's banks.
-constexpr int CHUNK_HALVES = 4, CHUNK = CHUNK_HALVES * STEPS, LINE = CHUNK + 4;
-// Products of a thread: rows and queries that lie 16 apart.
-constexpr int SPREAD = 16, OWN_ROWS = TILE_ROWS / SPREAD, OWN_QUERIES = TILE_QUERIES / SPREAD;
-constexpr int STAGED = (TILE_ROWS + TILE_QUERIES) * LINE, SCORES_LINE = TILE_ROWS + 1;
-constexpr int ROOM = STAGED > TILE_QUERIES * SCORES_LINE ? STAGED : TILE_QUERIES * SCORES_LINE;
-static_assert(ROOM % 4 == 0, "the room is whole int4");
-static_assert(TILE_ROWS * CHUNK_HALVES == THREADS, "a thread expands one half of a row");
+// Rows and queries of a product of the tensor cores; of a warp's rows, and columns of 8 queries (scan.py: tile_queries).
+constexpr int WARP_ROWS = 16, COLUMN = 8, TILE_ROWS = THREADS / 32 * WARP_ROWS;
+constexpr int TILE_QUERIES = KEEP > 16 ? 32 : SKETCH || CODE_BITS == 8 ? 64 : 128, COLUMNS = TILE_QUERIES / COLUMN;
+// Whether a lane has registers for what it needs next.
+constexpr bool LOADS_AHEAD = CODE_BITS < 8;
+// Columns between which a warp may stop, where there are no more queries.
+constexpr int COLUMNS_AT_ONCE = 4;
+// A lane has products of two rows, 8 apart, and of two neighbouring queries of each column.
+constexpr int OWN_ROWS = 2, OWN = 4;
+// Coordinates that are in shared memory at a time, as ints of four; lines are longer by what keeps lanes that read 8
+// bytes each of neighbouring lines out of each other's banks.
+constexpr int CHUNK_HALVES = 4, CHUNK = CHUNK_HALVES * STEPS, LINE = CHUNK + 2;
+// Queries whose scores are in shared memory at a time; of their lines the same holds for 4 bytes.
+constexpr int SLICE = 16, SLICE_LINE = TILE_ROWS + 4;
+constexpr int STAGED = TILE_QUERIES * LINE, SLICE_ROOM = KEEP ? SLICE * SLICE_LINE : 0;
 
-// Expand the halves first..first + 4 of the tile's rows, of which this thread's is `row`, or NO_ROW.
+// Which rows and queries of a product are a lane's: rows group() and group() + 8, queries 2 * pair() and the next.
+__device__ __forceinline__ int group() { return threadIdx.x % 32 / 4; }
+__device__ __forceinline__ int pair() { return threadIdx.x % 4; }
+
+// The rows of a lane, NO_ROW for none; where no row is, the first is read and what comes of it is not used.
+typedef unsigned OwnRows[OWN_ROWS];
+typedef unsigned Halves[OWN_ROWS][PLANES];
+
+// Load of each own row the half first + pair(): the four lanes of a row have one each.
 template <bool SIGNS>
-__device__ void stage_rows(const Codes& codes, unsigned row, int first, const unsigned* table, int* staged) {
-  const int half = first + threadIdx.x % CHUNK_HALVES;
-  unsigned halves[PLANES];
+__device__ __forceinline__ void load_halves(const Codes& codes, const OwnRows& rows, int first, Halves& halves) {
+  constexpr int BEGIN = SIGNS ? CODE_BITS : 0, END = SIGNS ? PLANES : CODE_BITS;
+  const unsigned half = first + pair(), width = codes.width;
+  if (width % 4 || 4 * (first + CHUNK_HALVES) > (width & ~7u)) {
 #pragma unroll
-  for (int plane = SIGNS ? CODE_BITS : 0; plane < (SIGNS ? PLANES : CODE_BITS); ++plane)
-    halves[plane] = row == NO_ROW ? 0 : load_half(codes, plane, row, half);
-  int4* out = reinterpret_cast<int4*>(staged + threadIdx.x / CHUNK_HALVES * LINE + threadIdx.x % CHUNK_HALVES * STEPS);
+    for (int i = 0; i < OWN_ROWS; ++i)
 #pragma unroll
-  for (int step = 0; step < STEPS; step += 4) {
-    int levels[4];
+      for (int plane = BEGIN; plane < END; ++plane)
+        halves[i][plane] = load_half(codes, plane, rows[i] == NO_ROW ? 0 : rows[i], half);
+    return;
+  }
+  // Of both layouts these are whole words.
+  const unsigned in_lead = 8 * STORED_BLOCK * (half / WORD_HALVES) + 4 * (half % WORD_HALVES);
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      levels[i] = SIGNS ? take_step(halves[PLANES - 1], step + i) : expand_step(halves, step + i, table);
-    out[step / 4] = make_int4(levels[0], levels[1], levels[2], levels[3]);
+  for (int i = 0; i < OWN_ROWS; ++i) {
+    const unsigned row = rows[i] == NO_ROW ? 0 : rows[i];
+    const unsigned char* lead = codes.lead + (unsigned long long)(row / STORED_BLOCK) * (STORED_BLOCK * width) +
+                                (row % STORED_BLOCK * 8 + in_lead);
+    const unsigned char* rest = codes.rest + (unsigned long long)row * ((PLANES - codes.leading) * width) + 4 * half;
+#pragma unroll
+    for (int plane = BEGIN; plane < END; ++plane) {
+      const unsigned char* at = plane < codes.leading ? lead + plane * codes.blocks * (STORED_BLOCK * width)
+                                                      : rest + (plane - codes.leading) * width;
+      halves[i][plane] = *reinterpret_cast<const unsigned*>(at);
+    }
   }
 }
 
 // Queries as order_queries in codes.cu writes them.
 struct Queries {
   const signed char *levels, *sketch_levels;
-  const float* reals;
-  const int* integers;
-  int count, depth;
+  int depth;
   long long first;  // of the tile
+  int there;        // in the tile
 };
 
-// Bring the halves first.. of the tile's queries to shared memory, their levels or those of their sketch.
+// Bring the halves first.. of the tile's queries to shared memory, their levels or those of their sketch. In the places of
+// queries that are not there, the last comes again.
 template <bool SIGNS>
-__device__ void stage_queries(const Queries& queries, int first, int* staged) {
-  constexpr int PIECES = CHUNK / 4;
+__device__ __forceinline__ void stage_queries(const Queries& queries, int first, int2* staged) {
+  constexpr int PIECES = CHUNK / 4, AT_ONCE = THREADS / PIECES;
+  static_assert(TILE_QUERIES % AT_ONCE == 0, "each thread stages as many pieces");
   const int4* from = reinterpret_cast<const int4*>(SIGNS ? queries.sketch_levels : queries.levels);
-  for (int i = threadIdx.x; i < TILE_QUERIES * PIECES; i += THREADS) {
-    const int in_tile = i / PIECES, piece = i % PIECES;
-    const long long query = queries.first + in_tile;
-    reinterpret_cast<int4*>(staged + in_tile * LINE)[piece] =
-        query < queries.count ? from[query * (queries.depth / 16) + first * (HALF / 16) + piece]
-                              : make_int4(0, 0, 0, 0);
+  const int piece = threadIdx.x % PIECES, pitch = queries.depth / 16;
+  from += queries.first * pitch + first * (HALF / 16) + piece;
+#pragma unroll
+  for (int i = 0; i < TILE_QUERIES / AT_ONCE; ++i) {
+    const int query = i * AT_ONCE + threadIdx.x / PIECES;
+    const int4 levels = from[min(query, queries.there - 1) * pitch];
+    int2* to = staged + query * (LINE / 2) + 2 * piece;
+    to[0] = make_int2(levels.x, levels.y), to[1] = make_int2(levels.z, levels.w);
   }
 }
 
-__device__ __forceinline__ int dot16(int4 a, int4 b, int sum) {
-  return __dp4a(a.w, b.w, __dp4a(a.z, b.z, __dp4a(a.y, b.y, __dp4a(a.x, b.x, sum))));
-}
-
-// A tile of rows, NO_ROW where there is none.
-struct Tile {
-  const unsigned* rows;
-  int* staged;  // room for levels and queries
-
-  __device__ unsigned own_row(int a) const { return rows[threadIdx.x % SPREAD + a * SPREAD]; }
-};
-
-// Products of the tile's rows and queries, those of this thread; with the levels, or with the signs as bits.
-template <bool SIGNS>
-__device__ void multiply_tile(const Codes& codes, const Tile& tile, const Queries& queries, const unsigned* table,
-                              int (&products)[OWN_ROWS][OWN_QUERIES]) {
-  const unsigned expanded_row = tile.rows[threadIdx.x / CHUNK_HALVES];
-  int* staged_queries = tile.staged + TILE_ROWS * LINE;
-  const int* own_levels = tile.staged + threadIdx.x % SPREAD * LINE;
-  const int* own_queries = staged_queries + threadIdx.x / SPREAD * LINE;
+// A warp's products of its rows and the tile's queries; with the levels, or with the signs as bits. The order in which
+// coordinates come does not matter: a lane takes those of one half of its rows, of queries the same.
+template <bool SIGNS, class Expansion>
+__device__ __forceinline__ void multiply_tile(const Codes& codes, const OwnRows& rows, const Queries& queries,
+                                              const unsigned* table, int2* staged, int (&sums)[COLUMNS][OWN]) {
+  const int2* own = staged + group() * (LINE / 2) + pair() * (STEPS / 2);
+  const int halves = queries.depth / HALF;
+  Halves now, next;
 #pragma unroll
-  for (int a = 0; a < OWN_ROWS; ++a)
+  for (int column = 0; column < COLUMNS; ++column)
 #pragma unroll
-    for (int b = 0; b < OWN_QUERIES; ++b) products[a][b] = 0;
-  for (int first = 0; first < queries.depth / HALF; first += CHUNK_HALVES) {
-    __syncthreads();  // what was staged before has been read
-    stage_rows<SIGNS>(codes, expanded_row, first, table, tile.staged);
-    stage_queries<SIGNS>(queries, first, staged_queries);
-    __syncthreads();
+    for (int i = 0; i < OWN; ++i) sums[column][i] = 0;
+  if (LOADS_AHEAD) load_halves<SIGNS>(codes, rows, 0, now);
 #pragma unroll 1
-    for (int at = 0; at < CHUNK; at += 4) {
-      int4 levels[OWN_ROWS];
+  for (int first = 0; first < halves; first += CHUNK_HALVES) {
+    __syncthreads();  // what was staged before has been read
+    stage_queries<SIGNS>(queries, first, staged);
+    if (LOADS_AHEAD) {
+      if (first + CHUNK_HALVES < halves) load_halves<SIGNS>(codes, rows, first + CHUNK_HALVES, next);
+    } else {
+      load_halves<SIGNS>(codes, rows, first, now);
+    }
+    __syncthreads();
+    Expansion own_codes[OWN_ROWS];
 #pragma unroll
-      for (int a = 0; a < OWN_ROWS; ++a)
-        levels[a] = *reinterpret_cast<const int4*>(own_levels + a * SPREAD * LINE + at);
+    for (int i = 0; i < OWN_ROWS; ++i) own_codes[i].gather(now[i]);
 #pragma unroll
-      for (int b = 0; b < OWN_QUERIES; ++b) {
-        const int4 query = *reinterpret_cast<const int4*>(own_queries + b * SPREAD * LINE + at);
+    for (int step = 0; step < STEPS; step += 2) {
+      int of_row[OWN_ROWS][2];
 #pragma unroll
-        for (int a = 0; a < OWN_ROWS; ++a) products[a][b] = dot16(levels[a], query, products[a][b]);
+      for (int i = 0; i < OWN_ROWS; ++i) own_codes[i].look_up_pair(step / 2, table, of_row[i]);
+      const unsigned levels[4] = {(unsigned)of_row[0][0], (unsigned)of_row[1][0], (unsigned)of_row[0][1],
+                                  (unsigned)of_row[1][1]};
+#pragma unroll
+      for (int column = 0; column < COLUMNS; ++column) {
+        if (column % COLUMNS_AT_ONCE == 0 && column * COLUMN >= queries.there) break;
+        const int2 pieces = own[column * COLUMN * (LINE / 2) + step / 2];
+        const unsigned query[2] = {(unsigned)pieces.x, (unsigned)pieces.y};
+        multiply_add(sums[column], levels, query);
       }
     }
+    if (!LOADS_AHEAD) continue;
+#pragma unroll
+    for (int i = 0; i < OWN_ROWS; ++i)
+#pragma unroll
+      for (int plane = 0; plane < PLANES; ++plane) now[i][plane] = next[i][plane];
   }
 }
 
@@ -114,38 +143,55 @@ struct Sides {
   int has_offsets;
 };
 
-// Scores of the tile's rows and queries, those of this thread.
-__device__ void score_tile(const Codes& codes, const Sides& sides, const Tile& tile, const Queries& queries,
-                           const unsigned* table, float (&scores)[OWN_ROWS][OWN_QUERIES]) {
-  int products[OWN_ROWS][OWN_QUERIES];
-  const long long first_query = queries.first + threadIdx.x / SPREAD, last = queries.count - 1;
-  multiply_tile<false>(codes, tile, queries, table, products);
+// What an own row brings to its scores besides its codes.
+struct RowSides {
+  float scale, sketch_scale, offset;
+};
+
+// Replaces each score of this lane by change(it, its product, its query, its row).
+template <class Change>
+__device__ __forceinline__ void change_scores(const Sides& sides, const OwnRows& rows, const QuerySides* queries,
+                                              const int (&sums)[COLUMNS][OWN], float (&scores)[COLUMNS][OWN],
+                                              Change change) {
+  RowSides of_row[OWN_ROWS];
 #pragma unroll
-  for (int b = 0; b < OWN_QUERIES; ++b) {
-    const QuerySides query = load_sides(queries.reals, queries.integers, min(first_query + b * SPREAD, last));
-#pragma unroll
-    for (int a = 0; a < OWN_ROWS; ++a) {
-      const unsigned row = tile.own_row(a);
-      scores[a][b] = row == NO_ROW ? 0.f : level_score(sides.scales[row], query, products[a][b]);
-    }
+  for (int i = 0; i < OWN_ROWS; ++i) {
+    const unsigned row = rows[i] == NO_ROW ? 0 : rows[i];
+    of_row[i] = {sides.scales[row], SKETCH ? sides.sketch_scales[row] : 0.f, sides.has_offsets ? sides.offsets[row] : 0.f};
   }
-#if SKETCH
-  multiply_tile<true>(codes, tile, queries, table, products);
-#endif
 #pragma unroll
-  for (int b = 0; b < OWN_QUERIES; ++b) {
-    const QuerySides query = load_sides(queries.reals, queries.integers, min(first_query + b * SPREAD, last));
+  for (int column = 0; column < COLUMNS; ++column)
 #pragma unroll
-    for (int a = 0; a < OWN_ROWS; ++a) {
-      const unsigned row = tile.own_row(a);
-      if (row == NO_ROW) continue;
-#if SKETCH
-      scores[a][b] += sketch_score(sides.sketch_scales[row], query, products[a][b]);
-#endif
-      if (sides.has_offsets) scores[a][b] += sides.offsets[row];
-      scores[a][b] += query.bias;
+    for (int j = 0; j < 2; ++j) {
+      const QuerySides query = queries[column * COLUMN + 2 * pair() + j];
+#pragma unroll
+      for (int i = 0; i < OWN_ROWS; ++i) {
+        float& score = scores[column][2 * i + j];
+        score = change(score, sums[column][2 * i + j], query, of_row[i]);
+      }
     }
-  }
+}
+
+// Scores of a warp's rows and the tile's queries, those of this lane. query_sides: of the tile, in shared memory.
+__device__ __forceinline__ void score_tile(const Codes& codes, const Sides& sides, const OwnRows& rows,
+                                           const Queries& queries, const QuerySides* query_sides,
+                                           const unsigned* table, int2* staged, float (&scores)[COLUMNS][OWN]) {
+  int sums[COLUMNS][OWN];
+  multiply_tile<false, Gathered>(codes, rows, queries, table, staged, sums);
+#if SKETCH
+  change_scores(sides, rows, query_sides, sums, scores,
+                [](float, int product, const QuerySides& query, const RowSides& row) {
+                  return level_score(row.scale, query, product);
+                });
+  multiply_tile<true, GatheredSigns>(codes, rows, queries, table, staged, sums);
+#endif
+  change_scores(sides, rows, query_sides, sums, scores,
+                [&](float score, int product, const QuerySides& query, const RowSides& row) {
+                  score = SKETCH ? score + sketch_score(row.sketch_scale, query, product)
+                                 : level_score(row.scale, query, product);
+                  if (sides.has_offsets) score += row.offset;
+                  return score + query.bias;
+                });
 }
 
 #if KEEP
@@ -187,20 +233,76 @@ __device__ void insert(const Order& is_better, int query, int k, float score, un
   }
 }
 
-// Keep the best of a tile's scores, (TILE_QUERIES, SCORES_LINE), each warp for its own queries.
-// `there`: queries of the tile.
-__device__ void keep_best(const Order& is_better, const int* tile, const unsigned* tile_rows, int there, int k) {
-  for (int query = threadIdx.x / 32; query < there; query += THREADS / 32) {
-    for (int first = 0; first < TILE_ROWS; first += 32) {
-      const float score = __int_as_float(tile[query * SCORES_LINE + first + threadIdx.x % 32]);
-      const unsigned row = tile_rows[first + threadIdx.x % 32];
-      const bool is_kept =
-          row != NO_ROW && is_better(score, row, best_scores[query][k - 1], best_rows[query][k - 1]);
-      for (unsigned left = __ballot_sync(WHOLE_WARP, is_kept); left; left &= left - 1) {
-        const int lane = __ffs(left) - 1;
-        insert(is_better, query, k, __shfl_sync(WHOLE_WARP, score, lane), __shfl_sync(WHOLE_WARP, row, lane));
-      }
+// Which slices have scores that may be among the best, as bits; the scores of rows that are none become -inf.
+// least: as keep_best
+__device__ __forceinline__ unsigned find_slices(const OwnRows& rows, const float* least,
+                                                float (&scores)[COLUMNS][OWN]) {
+  unsigned asked = 0;
+#pragma unroll
+  for (int column = 0; column < COLUMNS; ++column)
+#pragma unroll
+    for (int i = 0; i < OWN; ++i) {
+      float& score = scores[column][i];
+      if (rows[i / 2] == NO_ROW) score = no_score();
+      if (score >= least[column * COLUMN + 2 * pair() + i % 2] && score > no_score())
+        asked |= 1u << column * COLUMN / SLICE;
     }
+#pragma unroll
+  for (int apart = 16; apart > 0; apart /= 2) asked |= __shfl_xor_sync(WHOLE_WARP, asked, apart);
+  return asked;
+}
+
+// Bring a slice of scores to shared memory; each column's are in registers of their own, which have no index.
+__device__ __forceinline__ void store_slice(const float (&scores)[COLUMNS][OWN], int first_row, int first_query,
+                                            float* slice) {
+#pragma unroll
+  for (int column = 0; column < COLUMNS; ++column) {
+    const int query = column * COLUMN - first_query;
+    if (query < 0 || query >= SLICE) continue;
+#pragma unroll
+    for (int i = 0; i < OWN; ++i)
+      slice[(query + 2 * pair() + i % 2) * SLICE_LINE + first_row + i / 2 * COLUMN] = scores[column][i];
+  }
+}
+
+// Put a slice's best scores, (SLICE, SLICE_LINE), among the best k, each warp those of its own queries; the largest first,
+// so that no more than k are ever put in.
+//
+// first_query: of the slice; `there`: queries of the tile
+// least: scores that k rows are known to reach, by query; other blocks learn it from `reached`
+__device__ void keep_best(const Order& is_better, const float* slice, const unsigned* tile_rows, int first_query,
+                          int there, int k, const float* least, unsigned* reached) {
+  constexpr int OF_LANE = TILE_ROWS / 32;
+  const int lane = threadIdx.x % 32, last = min(first_query + SLICE, there);
+  for (int query = first_query + threadIdx.x / 32; query < last; query += THREADS / 32) {
+    float scores[OF_LANE];
+#pragma unroll
+    for (int i = 0; i < OF_LANE; ++i) {
+      const float score = slice[(query - first_query) * SLICE_LINE + 32 * i + lane];
+      scores[i] = score >= least[query] ? score : no_score();
+    }
+    bool has_changed = false;
+    while (true) {
+      float best = scores[0];
+      int place = 0;
+#pragma unroll
+      for (int i = 1; i < OF_LANE; ++i)
+        if (scores[i] > best) best = scores[i], place = i;
+      const unsigned row = tile_rows[32 * place + lane];
+      const bool is_kept =
+          best > no_score() && is_better(best, row, best_scores[query][k - 1], best_rows[query][k - 1]);
+      float largest = is_kept ? best : no_score();
+      if (!__ballot_sync(WHOLE_WARP, is_kept)) break;
+#pragma unroll
+      for (int apart = 16; apart > 0; apart /= 2) largest = fmaxf(largest, __shfl_xor_sync(WHOLE_WARP, largest, apart));
+      const int chosen = __ffs(__ballot_sync(WHOLE_WARP, is_kept && best == largest)) - 1;
+      insert(is_better, query, k, largest, __shfl_sync(WHOLE_WARP, row, chosen));
+#pragma unroll
+      for (int i = 0; i < OF_LANE; ++i)
+        if (lane == chosen && i == place) scores[i] = no_score();
+      has_changed = true;
+    }
+    if (has_changed && lane == 0) atomicMin(reached + query, score_key(best_scores[query][k - 1]));
   }
 }
 #endif
@@ -211,8 +313,10 @@ __device__ void keep_best(const Order& is_better, const int* tile, const unsigne
 // queries .. integers: as Queries; levels: the codebook's, as look_up takes them
 // rows_per_part: a multiple of TILE_ROWS; grid.x: so many parts of the rows times tiles of queries. Blocks that follow
 // each other have the same rows, so that those which run side by side read the codes from memory once
-// KEEP > 0: found, found_rows (nq, parts, k): the best of each block, NO_ROW for none; k <= KEEP
-// KEEP = 0: found (nq, count); found_rows is not used
+// KEEP > 0: found, found_rows (nq, parts, k): the best of each block, NO_ROW for none; k <= KEEP; what cannot be among
+// the best k of all may be left out. before (nq, k): the best of other rows; reached (nq,): keys of scores that k rows
+// reach, at first that of -inf
+// KEEP = 0: found (nq, count); found_rows, before and reached are not used
 extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS) scan_tiles(
     const unsigned char* __restrict__ lead, const unsigned char* __restrict__ rest, long long blocks, int leading,
     int width, const float* __restrict__ scales, const float* __restrict__ sketch_scales,
@@ -221,8 +325,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS) scan_tiles(
     long long rows_per_part,
     const signed char* __restrict__ queries, const signed char* __restrict__ sketch_queries,
     const float* __restrict__ reals, const int* __restrict__ integers, const unsigned* __restrict__ levels, int nq,
-    int depth, int k, float* __restrict__ found, unsigned* __restrict__ found_rows) {
-  __shared__ int4 pieces[ROOM / 4];
+    int depth, int k, const float* __restrict__ before, unsigned* __restrict__ reached, float* __restrict__ found,
+    unsigned* __restrict__ found_rows) {
+  __shared__ int2 room[(STAGED > SLICE_ROOM ? STAGED : SLICE_ROOM) / 2];  // queries, then scores
+  __shared__ QuerySides query_sides[TILE_QUERIES];
   __shared__ unsigned tile_rows[TILE_ROWS];
   const Codes codes = {lead, rest, blocks, leading, width};
   const Sides sides = {scales, sketch_scales, offsets, has_offsets};
@@ -230,11 +336,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS) scan_tiles(
   const int tiles = (nq + TILE_QUERIES - 1) / TILE_QUERIES;
   const long long first_query = (long long)(blockIdx.x % tiles) * TILE_QUERIES;
   const long long part = blockIdx.x / tiles, parts = gridDim.x / tiles;
-  const Queries tile_queries = {queries, sketch_queries, reals, integers, nq, depth, first_query};
-  int* room = reinterpret_cast<int*>(pieces);
-  const Tile tile = {tile_rows, room};
-  const int own_row = threadIdx.x % SPREAD, own_query = threadIdx.x / SPREAD;
+  const int there = (int)min(nq - first_query, (long long)TILE_QUERIES);
+  const Queries tile_queries = {queries, sketch_queries, depth, first_query, there};
+  const int first_own = threadIdx.x / 32 * WARP_ROWS + group();
+  for (int i = threadIdx.x; i < TILE_QUERIES; i += THREADS)
+    query_sides[i] = load_sides(reals, integers, first_query + min(i, there - 1));
 #if KEEP
+  __shared__ float least[TILE_QUERIES];
+  __shared__ unsigned slices[2];  // which of a tile's slices are to be looked at, in turns
+  float* slice = reinterpret_cast<float*>(room);
+  int turn = 0;
+  if (threadIdx.x == 0) slices[0] = 0;
   const Order is_better = {ids, has_ids};
   for (int i = threadIdx.x; i < TILE_QUERIES * KEEP; i += THREADS) {
     best_scores[i / KEEP][i % KEEP] = no_score();
@@ -248,25 +360,41 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS) scan_tiles(
       const long long i = first + threadIdx.x;
       tile_rows[threadIdx.x] = i >= stop ? NO_ROW : has_numbers ? numbers[i] : (unsigned)(start + i);
     }
-    __syncthreads();
-    float scores[OWN_ROWS][OWN_QUERIES];
-    score_tile(codes, sides, tile, tile_queries, table, scores);
 #if KEEP
-    __syncthreads();  // scores take the place of levels
-#pragma unroll
-    for (int a = 0; a < OWN_ROWS; ++a)
-#pragma unroll
-      for (int b = 0; b < OWN_QUERIES; ++b)
-        room[(own_query + b * SPREAD) * SCORES_LINE + own_row + a * SPREAD] = __float_as_int(scores[a][b]);
+    if (threadIdx.x < TILE_QUERIES) {
+      float known = -no_score();  // where there is no query
+      if (threadIdx.x < there)
+        known = fmaxf(score_of_key(atomicMin(reached + first_query + threadIdx.x, 0xffffffffu)),
+                      fmaxf(best_scores[threadIdx.x][k - 1], before[(first_query + threadIdx.x) * k + k - 1]));
+      least[threadIdx.x] = known;
+    }
+#endif
     __syncthreads();
-    keep_best(is_better, room, tile_rows, (int)min(nq - first_query, (long long)TILE_QUERIES), k);
+    const OwnRows own_rows = {tile_rows[first_own], tile_rows[first_own + COLUMN]};
+    float scores[COLUMNS][OWN];
+    score_tile(codes, sides, own_rows, tile_queries, query_sides, table, room, scores);
+#if KEEP
+    const unsigned asked = find_slices(own_rows, least, scores);
+    if (threadIdx.x % 32 == 0 && asked) atomicOr(&slices[turn % 2], asked);
+    __syncthreads();
+    const unsigned kept_slices = slices[turn % 2];
+    ++turn;
+    if (threadIdx.x == 0) slices[turn % 2] = 0;
+#pragma unroll 1
+    for (unsigned left = kept_slices; left; left &= left - 1) {
+      const int first_kept = (__ffs((int)left) - 1) * SLICE;
+      store_slice(scores, first_own, first_kept, slice);
+      __syncthreads();
+      keep_best(is_better, slice, tile_rows, first_kept, there, k, least, reached + first_query);
+      __syncthreads();
+    }
 #else
 #pragma unroll
-    for (int a = 0; a < OWN_ROWS; ++a)
+    for (int column = 0; column < COLUMNS; ++column)
 #pragma unroll
-      for (int b = 0; b < OWN_QUERIES; ++b) {
-        const long long query = first_query + own_query + b * SPREAD;
-        if (tile.own_row(a) != NO_ROW && query < nq) found[query * count + first + own_row + a * SPREAD] = scores[a][b];
+      for (int i = 0; i < OWN; ++i) {
+        const int query = column * COLUMN + 2 * pair() + i % 2, row = first_own + i / 2 * COLUMN;
+        if (own_rows[i / 2] != NO_ROW && query < there) found[(first_query + query) * count + first + row] = scores[column][i];
       }
 #endif
   }

@@ -2,10 +2,11 @@
 
 Blocks keep the best of their rows in shared memory for k up to 128, so that no matrix of scores exists. For more the
 scores of as many rows as fit in a stated room are written out and selected from: 4 bytes for each query and row, read
-about six times, where the codes are read once for 64 queries.
+about six times, where the codes are read once for 128 queries.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,12 +22,17 @@ from tqindex.gpu.rows import DeviceCodes, DeviceSegment
 from tqindex.gpu.runtime import Kernel, Runtime
 from tqindex.index.segments import ALL_LIVE, NO_IDS
 
-#: Results that blocks keep of each query, and the queries of their tiles, by KEEP of scan.cu.
-_TILE_QUERIES = {0: 64, 32: 64, 128: 32}
-_TILE_ROWS, _THREADS = 64, 256
+#: Results that blocks keep of each query at most: KEEP of scan.cu.
+_KEPT = 0, 16, 128
+_TILE_ROWS, _THREADS = 128, 256
 #: Blocks that keep any device busy. A block that keeps the best of its rows has at least so many for each of them:
 #: most of the first rows are put among the best, at the cost of about ten others.
 _BLOCKS, _ROWS_PER_RESULT = 512, 16
+#: Rows that are scanned before the others, where these are so many times more: what they reach spares the others'
+#: blocks most of the work of keeping their best.
+_FIRST_ROWS, _FIRST_SHARE = 8192, 8
+#: The key of -inf: score_key of common.cuh.
+_NO_KEY = 0xFF800000
 #: Bytes of a matrix of scores.
 _MATRIX_BYTES = 2**28
 
@@ -62,19 +68,24 @@ def scan_kernel(defines: tuple[tuple[str, int], ...], keep: int) -> Kernel:
 def specialisations() -> Iterator[Kernel]:
     """Yield every kernel that some codec runs."""
     for defines in every_defines():
-        yield from (scan_kernel(defines, keep) for keep in _TILE_QUERIES)
+        yield from (scan_kernel(defines, keep) for keep in _KEPT)
 
 
 def room_kept(k: int) -> int:
     """Return how many results blocks have room for where k are wanted; 0: scores are written out instead."""
-    return next((room for room in (32, 128) if k <= room), 0)
+    return next((room for room in _KEPT if 0 < k <= room), 0)
 
 
-def plan_grid(rows: int, nq: int, k: int, keep: int) -> Grid:
-    """Return the launch for so many rows and queries, where blocks keep the k best, or none with `keep` 0."""
-    tiles, row_tiles = -(-nq // _TILE_QUERIES[keep]), -(-rows // _TILE_ROWS)
+def tile_queries(codec: Codec, keep: int) -> int:
+    """Return the queries of a block: TILE_QUERIES of scan.cu."""
+    return 32 if keep > 16 else 64 if codec.kind == "prod" or codec.bits == 8 else 128
+
+
+def plan_grid(rows: int, nq: int, per_tile: int, k: int) -> Grid:
+    """Return the launch for so many rows and queries, where blocks keep the k best, or none with k 0."""
+    tiles, row_tiles = -(-nq // per_tile), -(-rows // _TILE_ROWS)
     per_part = 1
-    if keep:
+    if k:
         per_part = max(-(-row_tiles // max(1, _BLOCKS // tiles)), -(-_ROWS_PER_RESULT * k // _TILE_ROWS))
     return Grid(-(-row_tiles // per_part), tiles, per_part * _TILE_ROWS)
 
@@ -95,8 +106,11 @@ def scan_rows(runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: D
     numbers = list_live(runtime, segment) if segment.live.size else None
     keep = room_kept(k)
     if keep:
-        found = _scan_kept(runtime, codec, queries, segment, Part(0, count, numbers), k, keep)
-        return keep_best(runtime, best, found)
+        cuts = [0, *([_FIRST_ROWS] if count > _FIRST_SHARE * _FIRST_ROWS else []), count]
+        for start, stop in pairwise(cuts):
+            part = Part(start, stop - start, None if numbers is None else numbers[start:stop])
+            best = keep_best(runtime, best, _scan_kept(runtime, codec, queries, segment, part, best, keep))
+        return best
     step = matrix_rows(len(queries), k)
     for start in range(0, count, step):
         part = Part(start, min(step, count - start), None if numbers is None else numbers[start : start + step])
@@ -149,14 +163,14 @@ def upload_codes(runtime: Runtime, codec: Codec, codes: Codes) -> DeviceSegment:
 
 
 def _scan_kept(
-    runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: DeviceSegment, part: Part, k: int, keep: int
+    runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: DeviceSegment, part: Part, best: Best, keep: int
 ) -> Candidates:
-    """Return the k best of each block of some rows."""
-    xp, nq = runtime.xp, len(queries)
-    grid = plan_grid(part.n, nq, k, keep)
+    """Return the k best of each block of some rows, without those that cannot be among the best so far."""
+    xp, (nq, k) = runtime.xp, best.scores.shape
+    grid = plan_grid(part.n, nq, tile_queries(codec, keep), k)
     shape = nq, grid.parts * k
     found = Found(xp.empty(shape, np.float32), xp.empty(shape, np.uint32))
-    _launch(runtime, codec, queries, segment, part, grid, k, keep, found)
+    _launch(runtime, codec, queries, segment, part, grid, best.scores, keep, found)
     return Candidates(found.scores, found.rows, ids=segment.ids, first_id=segment.first_id)
 
 
@@ -164,8 +178,9 @@ def _score(runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: Devi
     """Return the scores of some rows, (nq, part.n)."""
     scores = runtime.xp.empty((len(queries), part.n), np.float32)
     if scores.size:
-        grid = plan_grid(part.n, len(queries), 0, 0)
-        _launch(runtime, codec, queries, segment, part, grid, 0, 0, Found(scores, runtime.xp.empty(0, np.uint32)))
+        grid = plan_grid(part.n, len(queries), tile_queries(codec, 0), 0)
+        before, rows = runtime.xp.empty((len(queries), 0), np.float32), runtime.xp.empty(0, np.uint32)
+        _launch(runtime, codec, queries, segment, part, grid, before, 0, Found(scores, rows))
     return scores
 
 
@@ -176,16 +191,16 @@ def _launch(
     segment: DeviceSegment,
     part: Part,
     grid: Grid,
-    k: int,
+    before: Any,
     keep: int,
     found: Found,
 ) -> None:
-    has_numbers = part.numbers is not None
+    xp, has_numbers = runtime.xp, part.numbers is not None
     arguments = (
         *row_arguments(codec, segment.codes),
         segment.ids,
         np.int32(segment.ids.size > 0),
-        part.numbers if has_numbers else runtime.xp.empty(0, np.uint32),
+        part.numbers if has_numbers else xp.empty(0, np.uint32),
         np.int32(has_numbers),
         np.int64(part.start),
         np.int64(part.n),
@@ -193,7 +208,9 @@ def _launch(
         *queries.arguments(),
         np.int32(len(queries)),
         np.int32(queries.depth),
-        np.int32(k),
+        np.int32(before.shape[1]),
+        before,
+        xp.full(len(queries) if keep else 0, _NO_KEY, np.uint32),
         *found,
     )
     kernel = scan_kernel(code_defines(codec), keep)

@@ -226,18 +226,18 @@ def test_equal_candidates_are_told_apart_by_their_ids_alone() -> None:
 # --- launch arithmetic ---
 
 
-@pytest.mark.parametrize("keep", [0, 32, 128])
-def test_a_grid_covers_all_rows_and_queries(keep: int) -> None:
-    for rows in (1, 63, 64, 65, 100_000, 2**31):
+@pytest.mark.parametrize("k", [0, 16, 128])
+def test_a_grid_covers_all_rows_and_queries(k: int) -> None:
+    for rows in (1, 127, 128, 129, 100_000, 2**31):
         for nq in (1, 32, 65, 512):
-            grid = plan_grid(rows, nq, keep, keep)
+            grid = plan_grid(rows, nq, per_tile := 32 if k == 128 else 128, k)
             assert (grid.parts - 1) * grid.rows_per_part < rows <= grid.parts * grid.rows_per_part
-            assert grid.tiles * (32 if keep == 128 else 64) >= nq
-            assert grid.rows_per_part % 64 == 0
+            assert grid.tiles * per_tile >= nq
+            assert grid.rows_per_part % 128 == 0
             assert grid.parts * grid.tiles < 2**31
 
 
 def test_room_for_results() -> None:
-    assert [room_kept(k) for k in (1, 32, 33, 128, 129, 2**20)] == [32, 32, 128, 128, 0, 0]
+    assert [room_kept(k) for k in (1, 16, 17, 128, 129, 2**20)] == [16, 16, 128, 128, 0, 0]
     assert matrix_rows(512, 1000) == 131_072
     assert matrix_rows(512, 2**20) == 2**21

@@ -151,4 +151,4 @@ def test_tensors_of_a_device() -> None:
         found = outputs(fill(600, device="cuda"), tokens)
         expected = outputs(fill(600), tokens)
         assert found.is_cuda
-        torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+        torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=5e-5 * float(expected.abs().max()))

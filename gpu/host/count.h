@@ -3,7 +3,7 @@
 #include "shim.h"
 
 namespace counting {
-enum Kind { LOAD, STORE, DP4A, SHUFFLE, VOTE, BARRIER, BLOCK, KINDS };
+enum Kind { LOAD, STORE, DP4A, SHUFFLE, VOTE, BARRIER, MMA, BLOCK, KINDS };
 #if defined(SHIM_COUNT)
 void start_launch(const shim::Launch& launch);
 void start_block();

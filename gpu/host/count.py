@@ -21,7 +21,7 @@ from tqindex.gpu.sources import define_options, read_source
 
 UInt64Array = npt.NDArray[np.uint64]
 #: As count.cpp orders them.
-_KINDS = ("loads", "stores", "dp4a", "shuffles", "votes", "barriers", "blocks")
+_KINDS = ("loads", "stores", "dp4a", "shuffles", "votes", "barriers", "mma", "blocks")
 _ARRAY_COUNTS = 8
 SECTOR_BYTES = 32
 _INSTRUCTION = re.compile(r"^ +([0-9a-f]+):\t(\S+) *(.*)$", re.MULTILINE)
@@ -64,7 +64,7 @@ class Counts:
     shared_wavefronts : turns of 128 bytes that shared memory takes, bank conflicts counted
     shared_bytes : what threads ask of it
     global_wavefronts : turns of 128 bytes that the first-level cache takes, which is the same memory
-    operations : dict, a warp's loads, stores (of global and shared memory), dp4a, shuffles, votes, barriers
+    operations : dict, a warp's loads, stores (of global and shared memory), dp4a, shuffles, votes, barriers, mma
     instructions : dict, a warp's instructions by class: integer, float32, float64; the host compiler's, as an estimate
     """
 

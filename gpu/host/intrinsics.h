@@ -65,6 +65,12 @@ SHIM_ONE unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
 }
 SHIM_ONE unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((uint64_t)a * b >> 32); }
 
+// The tensor cores' product of int8 numbers, (16, 32) by (32, 8), as tensor.cuh has it for a GPU.
+inline void multiply_add(int (&sums)[4], const unsigned (&rows)[4], const unsigned (&columns)[2]) {
+  const shim::Fragments own = {rows, columns, sums};
+  shim_warp(shim::MULTIPLY, 0xffffffffu, reinterpret_cast<uint64_t>(&own), 0, __FILE__, __LINE__);
+}
+
 #define SHIM_LEAST(type)                                    \
   inline type min(type a, type b) { return b < a ? b : a; } \
   inline type max(type a, type b) { return a < b ? b : a; }

@@ -42,6 +42,13 @@ struct Thread {
 };
 
 class Block;
+
+int dot(int a, int b) {
+  int sum = 0;
+  for (int i = 0; i < 4; ++i) sum += (int8_t)(a >> 8 * i) * (int8_t)(b >> 8 * i);
+  return sum;
+}
+
 thread_local Block* running_block;
 thread_local Thread* running;
 
@@ -172,6 +179,7 @@ class Block {
       if (!same) return false;
       values[other] = thread.value, ballot |= (unsigned)(thread.value & 1) << other;
     }
+    if (asks.operation == shim::MULTIPLY) multiply(values);
     for (unsigned other = 0; other < WARP; ++other) {
       if (!(mask >> other & 1)) continue;
       Thread& thread = threads_[first + other];
@@ -184,6 +192,19 @@ class Block {
       }
     }
     return true;
+  }
+
+  // PTX ISA, "Matrix Fragments for mma.m16n8k32" of int8: lane 4 g + t holds of rows g and g + 8 the numbers 4 t.. and
+  // 16 + 4 t.., of column g the same, and of the product rows g and g + 8 in columns 2 t and 2 t + 1.
+  static void multiply(const uint64_t* values) {
+    const auto at = [&](unsigned lane) { return reinterpret_cast<const shim::Fragments*>(values[lane]); };
+    for (unsigned lane = 0; lane < WARP; ++lane)
+      for (unsigned i = 0; i < 4; ++i) {
+        const unsigned row = lane / 4 * 4, column = (lane % 4 * 2 + i % 2) * 4;
+        for (unsigned t = 0; t < 4; ++t)
+          for (unsigned upper = 0; upper < 2; ++upper)
+            at(lane)->sums[i] += dot(at(row + t)->rows[i / 2 + 2 * upper], at(column + t)->columns[upper]);
+      }
   }
 
   // All threads stand still: pass the barrier if all of them wait at the same one.
@@ -248,7 +269,8 @@ int shim_barrier(shim::Vote vote, int predicate, const char* file, int line) {
 uint64_t shim_warp(shim::WarpOperation operation, unsigned mask, uint64_t value, int source, const char* file,
                    int line) {
   Thread& thread = *running;
-  const counting::Kind kinds[] = {counting::BARRIER, counting::SHUFFLE, counting::VOTE};  // as WarpOperation is
+  const counting::Kind kinds[] = {counting::BARRIER, counting::SHUFFLE, counting::VOTE,
+                                  counting::MMA};  // as WarpOperation is
   counting::execute(kinds[operation], __builtin_return_address(0), shim_lane());
   if (!(mask >> shim_lane() & 1)) shim_fail("the calling lane is not in its own mask", file, line);
   thread.operation = operation, thread.mask = mask, thread.value = value, thread.source = source;
@@ -264,8 +286,7 @@ void shim_fail(const char* message, const char* file, int line) {
 
 int shim_dp4a_s32(int a, int b, int c) {
   counting::execute(counting::DP4A, __builtin_return_address(0), shim_lane());
-  for (int i = 0; i < 4; ++i) c += (int8_t)(a >> 8 * i) * (int8_t)(b >> 8 * i);
-  return c;
+  return c + dot(a, b);
 }
 
 unsigned shim_dp4a_u32(unsigned a, unsigned b, unsigned c) {

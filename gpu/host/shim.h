@@ -1,6 +1,6 @@
 // Lets g++ compile the kernels' CUDA C++; shim.cpp runs them. What is not declared here, the kernels may not use:
-// approximate functions (they differ between chips), __activemask (its result is not defined), inline PTX,
-// dynamic shared memory.
+// approximate functions (they differ between chips), __activemask (its result is not defined), dynamic shared memory,
+// and inline PTX but for what intrinsics.h has under a name of its own.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -40,7 +40,12 @@ struct Place {
   dim3 thread, block, block_size, grid_size;
 };
 enum Vote { SYNC, COUNT, AND, OR };
-enum WarpOperation { MEET, EXCHANGE, BALLOT };
+enum WarpOperation { MEET, EXCHANGE, BALLOT, MULTIPLY };
+// What a lane brings to a product of matrices, and takes from it.
+struct Fragments {
+  const unsigned *rows, *columns;
+  int* sums;
+};
 struct Launch {
   void (*body)(void*);
   void* context;
