@@ -1,4 +1,4 @@
-"""`CudaRuntime`: what `tqindex.gpu.runtime.Runtime` asks for, through CuPy. Nothing here has run on a device yet."""
+"""`CudaRuntime`: what `tqindex.gpu.runtime.Runtime` asks for, through CuPy."""
 
 import functools
 import importlib
@@ -82,12 +82,19 @@ class CudaRuntime:
     def __init__(self, cupy: Any, number: int) -> None:
         self.name, self.xp = f"cuda:{number}", cupy
         self._device = cupy.cuda.Device(number)
+        self._launches: dict[Kernel, Launch] = {}
         with self._device:
             # They wait for the default stream and it for them: work outside of `stream` is in order with both.
             self._streams = cupy.cuda.Stream(), cupy.cuda.Stream()
 
     def function(self, kernel: Kernel) -> Launch:
         """Return what launches a kernel."""
+        known = self._launches.get(kernel)
+        if known is None:
+            known = self._launches[kernel] = self._load(kernel)
+        return known
+
+    def _load(self, kernel: Kernel) -> Launch:
         with self._device:
             function = _load_module(self.xp, self.name, kernel.source, define_options(kernel)).get_function(kernel.name)
 

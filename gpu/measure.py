@@ -153,7 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             times = clock.seconds(_PREPARE[case.task](runtime, case.codec, case.rows), options.repeats)
             found["cases"][case.name] = times
-            print(f"{case.name}: {np.median(times) * 1e3:.3f} ms ({min(times) * 1e3:.3f}-{max(times) * 1e3:.3f})", flush=True)
+            print(
+                f"{case.name}: {np.median(times) * 1e3:.3f} ms ({min(times) * 1e3:.3f}-{max(times) * 1e3:.3f})",
+                flush=True,
+            )
             options.output.write_text(json.dumps(found, indent=1))
 
 

@@ -1,9 +1,12 @@
 """Segments in device memory: sent once and kept while they live, if they fit; the others are sent by every search."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
+
+import numpy as np
+import numpy.typing as npt
 
 from tqindex.codec.packing import BLOCK
 from tqindex.gpu.runtime import Runtime
@@ -14,6 +17,8 @@ SIDES = ("scales", "sketch_scales", "offsets")
 
 #: Bytes that segments which stay leave free: for two others on their way, and for what a search itself needs.
 RESERVED_BYTES = 2**29
+#: Rows that are one segment on the device at most: a few queries take 13 bytes of each while they are scanned.
+MOST_GROUPED = 2**22
 STREAMS = 2
 
 
@@ -59,40 +64,88 @@ class DeviceSegment:
 
 
 class DeviceRows:
-    """The device's copy of some StoredRows and of what belongs to them; what came since is sent when asked for."""
+    """The device's copy of the rows of segments that follow each other, and of what belongs to them.
 
-    def __init__(self, runtime: Runtime, rows: StoredRows) -> None:
+    They are one segment there, so that a search starts its kernels once for all of them. What came since is sent when
+    asked for.
+
+    Parameters
+    ----------
+    runtime : Runtime
+    rows : StoredRows of the segments; all but the last are full
+    """
+
+    def __init__(self, runtime: Runtime, rows: Sequence[StoredRows]) -> None:
         self._runtime = runtime
-        self._codes = DeviceCodes.like(runtime, rows, len(rows))
-        self._n = 0
+        self._rows = [ref(each) for each in rows]
+        self._starts = np.cumsum([0, *map(len, rows)]).tolist()
+        self._codes = DeviceCodes.like(runtime, rows[0], self._starts[-1])
+        self._sent = [0] * len(rows)
         # What the copies are of: rows without stored ids may get some, and removing makes other live bits.
-        self._ids_of, self._ids = NO_IDS, runtime.upload(NO_IDS)
-        self._live_of, self._live = ALL_LIVE, runtime.upload(ALL_LIVE)
+        self._ids_of, self._ids = [NO_IDS] * len(rows), runtime.upload(NO_IDS)
+        self._live_of, self._live = [ALL_LIVE] * len(rows), runtime.upload(ALL_LIVE)
 
-    def updated(self, segment: Segment) -> DeviceSegment:
-        """Return the copy of a segment of these rows, after sending what it lacks."""
-        sent, n = self._n, segment.n
-        if segment.ids is not self._ids_of:
-            room = self._runtime.xp.zeros(segment.ids.shape, "int64")
-            self._ids_of, self._ids, sent = segment.ids, room, 0
-        if segment.ids.size and sent < n:
-            self._ids[sent:n] = self._runtime.upload(segment.ids[sent:n])
-        if self._n < n:
-            self._send(segment.rows, n)
-        if segment.live is not self._live_of:
-            self._live_of, self._live = segment.live, self._runtime.upload(segment.live)
-        return DeviceSegment(self._codes, self._ids, self._live, segment.first_id, n, segment.n_live)
+    def __len__(self) -> int:
+        return len(self._rows)
 
-    def _send(self, rows: StoredRows, n: int) -> None:
+    def is_of(self, segments: Sequence[Segment]) -> bool:
+        """Return whether these are the rows of the segments."""
+        return len(segments) == len(self) and all(
+            ours() is theirs.rows for ours, theirs in zip(self._rows, segments, strict=True)
+        )
+
+    def updated(self, segments: Sequence[Segment]) -> DeviceSegment:
+        """Return the copy of the segments of these rows, after sending what it lacks."""
+        n, n_live = self._starts[len(self) - 1] + segments[-1].n, sum(segment.n_live for segment in segments)
+        self._update_ids(segments)
+        for number, segment in enumerate(segments):
+            self._send(number, segment.rows, segment.n)
+        live_of = [segment.live for segment in segments]
+        if any(new is not old for new, old in zip(live_of, self._live_of, strict=True)):
+            bits = [segment.live if segment.live.size else full_bits(segment.n) for segment in segments]
+            self._live_of = live_of
+            self._live = self._runtime.upload(np.concatenate(bits) if n_live < n else ALL_LIVE)
+        return DeviceSegment(self._codes, self._ids, self._live, segments[0].first_id, n, n_live)
+
+    def _update_ids(self, segments: Sequence[Segment]) -> None:
+        """Send ids that are stored, or that do not count on from one segment to the next; before rows are sent."""
+        counts_on = [segment.first_id - start for segment, start in zip(segments, self._starts, strict=False)]
+        has_ids = any(segment.ids.size for segment in segments) or len(set(counts_on)) > 1
+        if not has_ids:
+            return
+        if not self._ids.size:
+            self._ids = self._runtime.xp.zeros(self._starts[-1], "int64")
+            self._ids_of = [None] * len(self)
+        for number, (start, segment) in enumerate(zip(self._starts, segments, strict=False)):
+            sent = 0 if segment.ids is not self._ids_of[number] else self._sent[number]
+            self._ids_of[number] = segment.ids
+            if sent < segment.n:
+                first = segment.first_id
+                ids = segment.ids if segment.ids.size else np.arange(first, first + segment.n, dtype=np.int64)
+                self._ids[start + sent : start + segment.n] = self._runtime.upload(ids[sent : segment.n])
+
+    def _send(self, number: int, rows: StoredRows, n: int) -> None:
         """Send the rows up to n that are not there; a block of the leading planes may have been half full."""
-        blocks = slice(self._n // BLOCK, -(-n // BLOCK))
+        start, sent = self._starts[number], self._sent[number]
+        if sent == n:
+            return
+        from_blocks = slice(sent // BLOCK, -(-n // BLOCK))
+        blocks = slice(start // BLOCK + from_blocks.start, start // BLOCK + from_blocks.stop)
         for plane, source in zip(self._codes.lead, rows.lead, strict=True):
-            plane[blocks] = self._runtime.upload(source[blocks])
+            plane[blocks] = self._runtime.upload(source[from_blocks])
         for name in ("rest", *SIDES):
             source = getattr(rows, name)
             if source.size:
-                getattr(self._codes, name)[self._n : n] = self._runtime.upload(source[self._n : n])
-        self._n = n
+                getattr(self._codes, name)[start + sent : start + n] = self._runtime.upload(source[sent:n])
+        self._sent[number] = n
+
+
+def full_bits(n: int) -> npt.NDArray[np.uint8]:
+    """Return the live bits of n rows of which none is removed."""
+    bits = np.full(-(-n // 8), 0xFF, np.uint8)
+    if n % 8:
+        bits[-1] = (1 << n % 8) - 1
+    return bits
 
 
 class DeviceStore:
@@ -110,26 +163,58 @@ class DeviceStore:
         self._held: WeakKeyDictionary[StoredRows, DeviceRows] = WeakKeyDictionary()
 
     def visit(self, segments: Sequence[Segment], work: Callable[[int, DeviceSegment], None]) -> None:
-        """Call work(stream, copy) for every segment that has live rows.
+        """Call work(stream, copy) for copies of all segments that have live rows.
 
-        Segments take turns on the runtime's two streams, and each is worked on inside its own: meanwhile the next is
+        Copies take turns on the runtime's two streams, and each is worked on inside its own: meanwhile the next is
         sent. The copy of one that is not to stay lasts as long as `work`, which is to queue all that reads it.
         """
-        for turn, segment in enumerate(segment for segment in segments if segment.n_live):
-            with self._runtime.stream(turn % STREAMS):
-                work(turn % STREAMS, self._rows_of(segment.rows).updated(segment))
+        turn = 0
+        for number, following in self._grouped(segments):
+            group = segments[number:following]
+            if any(segment.n_live for segment in group):
+                with self._runtime.stream(turn % STREAMS):
+                    work(turn % STREAMS, self._copy_of(group).updated(group))
+                turn += 1
 
     def clear(self) -> None:
         """Give up all copies."""
         self._held.clear()
 
-    def _rows_of(self, rows: StoredRows) -> DeviceRows:
-        """Return the copy of some rows, kept from now on if there is memory for it."""
-        copy = self._held.get(rows)
+    def _grouped(self, segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
+        """Yield from where to where segments have one copy, or are to have one."""
+        number = 0
+        while number < len(segments):
+            copy = self._held.get(segments[number].rows)
+            if copy is not None and not copy.is_of(segments[number : number + len(copy)]):
+                for rows in [rows for rows, held in self._held.items() if held is copy]:
+                    del self._held[rows]
+                copy = None
+            following = number + (len(copy) if copy else self._count_group(segments[number:]))
+            yield number, following
+            number = following
+
+    def _count_group(self, segments: Sequence[Segment]) -> int:
+        """Return how many segments from the first on are full, have no copy, and fit together; at least one."""
+        free, rows, count = self._runtime.free_bytes() - self._reserved, 0, 0
+        for segment in segments:
+            free, rows = free - _size(segment.rows), rows + len(segment.rows)
+            is_full = segment.n == len(segment.rows)
+            if not is_full or segment.rows in self._held or free < 0 or rows > MOST_GROUPED:
+                break
+            count += 1
+        return max(count, 1)
+
+    def _copy_of(self, segments: Sequence[Segment]) -> DeviceRows:
+        """Return the copy of some segments, kept from now on if there is memory for it."""
+        copy = self._held.get(segments[0].rows)
         if copy is None:
-            size = sum(array.nbytes for array in rows.arrays().values()) + len(rows) * NO_IDS.itemsize
-            has_room = size + self._reserved <= self._runtime.free_bytes()
-            copy = DeviceRows(self._runtime, rows)
+            has_room = sum(_size(each.rows) for each in segments) + self._reserved <= self._runtime.free_bytes()
+            copy = DeviceRows(self._runtime, [each.rows for each in segments])
             if has_room:
-                self._held[rows] = copy
+                self._held.update((each.rows, copy) for each in segments)
         return copy
+
+
+def _size(rows: StoredRows) -> int:
+    """Return the bytes of a copy, with ids."""
+    return sum(array.nbytes for array in rows.arrays().values()) + len(rows) * NO_IDS.itemsize

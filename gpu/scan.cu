@@ -284,11 +284,12 @@ __device__ void keep_best(const Order& is_better, const float* slice, const unsi
     bool has_changed = false;
     while (true) {
       float best = scores[0];
-      int place = 0;
+      unsigned row = tile_rows[lane];
 #pragma unroll
-      for (int i = 1; i < OF_LANE; ++i)
-        if (scores[i] > best) best = scores[i], place = i;
-      const unsigned row = tile_rows[32 * place + lane];
+      for (int i = 1; i < OF_LANE; ++i) {
+        const unsigned other = tile_rows[32 * i + lane];
+        if (is_better(scores[i], other, best, row)) best = scores[i], row = other;
+      }
       const bool is_kept =
           best > no_score() && is_better(best, row, best_scores[query][k - 1], best_rows[query][k - 1]);
       float largest = is_kept ? best : no_score();
@@ -299,7 +300,7 @@ __device__ void keep_best(const Order& is_better, const float* slice, const unsi
       insert(is_better, query, k, largest, __shfl_sync(WHOLE_WARP, row, chosen));
 #pragma unroll
       for (int i = 0; i < OF_LANE; ++i)
-        if (lane == chosen && i == place) scores[i] = no_score();
+        if (lane == chosen && tile_rows[32 * i + lane] == row) scores[i] = no_score();
       has_changed = true;
     }
     if (has_changed && lane == 0) atomicMin(reached + query, score_key(best_scores[query][k - 1]));

@@ -28,8 +28,8 @@ _TILE_ROWS, _THREADS = 128, 256
 #: Blocks that keep any device busy. A block that keeps the best of its rows has at least so many for each of them:
 #: most of the first rows are put among the best, at the cost of about ten others.
 _BLOCKS, _ROWS_PER_RESULT = 512, 16
-#: Rows that are scanned before the others, where these are so many times more: what they reach spares the others'
-#: blocks most of the work of keeping their best.
+#: Rows whose scores are written out before the others are scanned, where there are so many times more in all: what the
+#: best of them reach spares the others' blocks most of the work of keeping their own.
 _FIRST_ROWS, _FIRST_SHARE = 8192, 8
 #: The key of -inf: score_key of common.cuh.
 _NO_KEY = 0xFF800000
@@ -105,20 +105,29 @@ def scan_rows(runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: D
         return best
     numbers = list_live(runtime, segment) if segment.live.size else None
     keep = room_kept(k)
-    if keep:
-        cuts = [0, *([_FIRST_ROWS] if count > _FIRST_SHARE * _FIRST_ROWS else []), count]
-        for start, stop in pairwise(cuts):
-            part = Part(start, stop - start, None if numbers is None else numbers[start:stop])
-            best = keep_best(runtime, best, _scan_kept(runtime, codec, queries, segment, part, best, keep))
-        return best
-    step = matrix_rows(len(queries), k)
-    for start in range(0, count, step):
-        part = Part(start, min(step, count - start), None if numbers is None else numbers[start : start + step])
-        scores = _score(runtime, codec, queries, segment, part)
-        first = 0 if numbers is not None else start
-        found = Candidates(scores, part.numbers, ids=segment.ids[first:], first_id=segment.first_id + first)
-        best = keep_best(runtime, best, found)
+    step = _FIRST_ROWS if keep else matrix_rows(len(queries), k)
+    is_long = count > _FIRST_SHARE * _FIRST_ROWS
+    written = (_FIRST_ROWS if is_long else 0) if keep else count
+    for start in range(0, written, step):
+        part = _part(start, min(start + step, count), numbers)
+        best = keep_best(runtime, best, _write_scores(runtime, codec, queries, segment, part))
+    if written < count:
+        part = _part(written, count, numbers)
+        best = keep_best(runtime, best, _scan_kept(runtime, codec, queries, segment, part, best, keep))
     return best
+
+
+def _part(start: int, stop: int, numbers: Any) -> Part:
+    """Return live rows from the start-th on; numbers: their numbers, None where all are live."""
+    return Part(start, stop - start, None if numbers is None else numbers[start:stop])
+
+
+def _write_scores(
+    runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: DeviceSegment, part: Part
+) -> Candidates:
+    """Return all scores of some rows."""
+    scores, first = _score(runtime, codec, queries, segment, part), 0 if part.numbers is not None else part.start
+    return Candidates(scores, part.numbers, ids=segment.ids[first:], first_id=segment.first_id + first)
 
 
 def score_rows(runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: DeviceSegment) -> Any:

@@ -10,7 +10,7 @@ from tqindex.gpu.best import Best, join_best, no_best
 from tqindex.gpu.codes import DeviceQueries, list_live
 from tqindex.gpu.encode import Encoder
 from tqindex.gpu.few import scan_rows_few
-from tqindex.gpu.rows import STREAMS, DeviceSegment, DeviceStore
+from tqindex.gpu.rows import DeviceSegment, DeviceStore
 from tqindex.gpu.runtime import Runtime
 from tqindex.gpu.scan import scan_rows, score_rows
 from tqindex.index.plan import EPS, ScanPlan, deviations
@@ -75,31 +75,34 @@ class DeviceSearch:
             yield slice(first, first + len(rows)), DeviceQueries.of(self.runtime, self.plan.codec, encoded)
 
     def _scan_many(self, segments: Sequence[Segment], queries: DeviceQueries, k: int) -> Best:
-        best = self._no_bests(queries, k)
+        runtime, best = self.runtime, dict[int, Best]()
 
         def scan(stream: int, segment: DeviceSegment) -> None:
-            best[stream] = scan_rows(self.runtime, self.plan.codec, queries, segment, best[stream])
+            known = best.get(stream) or no_best(runtime, len(queries), k)
+            best[stream] = scan_rows(runtime, self.plan.codec, queries, segment, known)
 
         self.store.visit(segments, scan)
-        return join_best(self.runtime, best)
+        return self._joined(best, queries, k)
 
     def _scan_few(
         self, segments: Sequence[Segment], queries: DeviceQueries, k: int, margins: tuple[float, float] | None
     ) -> tuple[Best, int]:
         """Return how many rows were scored in full too."""
-        best = self._no_bests(queries, k)
-        counts = [self.runtime.xp.zeros(len(queries), np.int64) for _ in best]
+        runtime, best, counts = self.runtime, dict[int, Best](), list[Any]()
 
         def scan(stream: int, segment: DeviceSegment) -> None:
-            best[stream], scored = scan_rows_few(self.runtime, self.plan, queries, segment, best[stream], margins)
-            counts[stream] += scored
+            known = best.get(stream) or no_best(runtime, len(queries), k)
+            best[stream], scored = scan_rows_few(runtime, self.plan, queries, segment, known, margins)
+            counts.append(scored)
 
         self.store.visit(segments, scan)
-        return join_best(self.runtime, best), sum(int(self.runtime.download(count).sum()) for count in counts)
+        found = self._joined(best, queries, k)
+        return found, sum(int(runtime.download(count).sum()) for count in counts)
 
-    def _no_bests(self, queries: DeviceQueries, k: int) -> list[Best]:
-        """Return room for what is found on each stream."""
-        return [no_best(self.runtime, len(queries), k) for _ in range(STREAMS)]
+    def _joined(self, best: dict[int, Best], queries: DeviceQueries, k: int) -> Best:
+        """Return the best of what was found on each stream."""
+        parts = list(best.values()) or [no_best(self.runtime, len(queries), k)]
+        return join_best(self.runtime, parts)
 
     def _collect(self, segment: DeviceSegment, queries: DeviceQueries, threshold: np.float32) -> Collected:
         """Return a segment's rows that reach the threshold."""

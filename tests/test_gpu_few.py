@@ -56,7 +56,7 @@ def assert_nothing_lost(
     margins = None if exact_scan or not n else deviations(plan, min(k, n), n, EPS)
     best, scored = no_best(runtime, len(queries), k), 0
     for segment in segments:
-        rows = DeviceRows(runtime, segment.rows).updated(segment)
+        rows = DeviceRows(runtime, [segment.rows]).updated([segment])
         best, more = scan_rows_few(runtime, plan, sent, rows, best, margins)
         scored += more.sum()
     np.testing.assert_array_equal(np.where(best.ids == NO_ID, -1, best.ids), expected.ids)

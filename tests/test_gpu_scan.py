@@ -58,7 +58,7 @@ def scanned(runtime: HostRuntime, index: tq.Index, segments: Any, queries: Any, 
     sent = on_device(runtime, index.codec, queries, index.metric)
     best = no_best(runtime, len(queries), k)
     for segment in segments:
-        rows = DeviceRows(runtime, segment.rows).updated(segment)
+        rows = DeviceRows(runtime, [segment.rows]).updated([segment])
         best = scan_rows(runtime, index.codec, sent, rows, best)
     return best
 
@@ -135,7 +135,8 @@ def test_nothing_to_scan() -> None:
     index = made_index(10, 16)
     assert_found(HOST, index, queries_for(9, 16), 4, segments=[])
     sent = on_device(HOST, index.codec, np.empty((0, 16), np.float32), "ip")
-    rows = DeviceRows(HOST, index._rows.all_segments()[0].rows).updated(index._rows.all_segments()[0])
+    segment = index._rows.all_segments()[0]
+    rows = DeviceRows(HOST, [segment.rows]).updated([segment])
     assert scan_rows(HOST, index.codec, sent, rows, no_best(HOST, 0, 4)).ids.shape == (0, 4)
 
 
@@ -176,7 +177,7 @@ def test_scores_of_all_rows_count_removed_ones() -> None:
     index.remove([3, 4])
     (segment,) = index._rows.all_segments()
     sent = on_device(HOST, index.codec, queries_for(2, 32), "l2")
-    scores = score_rows(HOST, index.codec, sent, DeviceRows(HOST, segment.rows).updated(segment))
+    scores = score_rows(HOST, index.codec, sent, DeviceRows(HOST, [segment.rows]).updated([segment]))
     assert scores.shape == (2, 90)
     expected = search_segments(ScanPlan(index.codec, "l2"), [segment], queries_for(2, 32), 88, 1, exact_scan=True)
     np.testing.assert_array_equal(np.take_along_axis(scores, expected.ids, axis=1), expected.scores)
