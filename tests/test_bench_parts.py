@@ -224,9 +224,11 @@ def test_an_unknown_key_is_refused() -> None:
 
 
 def test_a_set_may_have_values_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = {"bits": [2, 3], "methods": ["tqindex-mse", "turbovec"], "only": {"glove-100-10k": {"bits": [3]}}}
+    table = {"bits": [2, 3], "methods": ["tqindex-mse", "turbovec"], "only": {"gaussian-100-4k": {"bits": [3]}}}
     monkeypatch.setattr(planning, "load_config", lambda suite, size: make_config(table))
-    assert {group.bits for group in plan_of(tmp_path).groups.values()} == {3}
+    for name, bits in (("gaussian-100-4k", {3}), ("gaussian-100", {2, 3})):
+        task = Task("recall", "test", name, None, None, str(tmp_path))
+        assert {group.bits for group in Plan(task, task.source()).groups.values()} == bits
     assert make_config(table).on_set(None).bits == make_config(table).on_set("another").bits == (2, 3)
 
 
