@@ -144,6 +144,9 @@ def test_the_compared_quantiser_has_the_better_of_each_k(results):
     ip, l2 = (results[0].row(method, 2) for method in ("faiss-pq-ip", "faiss-pq-l2"))
     assert pq["recall_1_at"]["1"] == ip["recall_1_at"]["1"]
     assert pq["recall_1_at"]["64"] == l2["recall_1_at"]["64"]
+    assert pq["label"] == "faiss PQ, the better at each k"
+    results[0].rows.remove(l2)
+    assert ip in compared(results[0], 2)  # under its own name
 
 
 def test_markdown_escapes_bars(results):
