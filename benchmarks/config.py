@@ -1,7 +1,7 @@
 """What suites measure, from their TOML files: one for each suite, with tables for the sizes."""
 
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class Config:
         Of `scale` (numbers of vectors) and `distortion` (widths, vectors of each).
     leave_out : dict
         Methods that are not measured on a set, because they would take too long at this size.
+    only : dict
+        What has other values on a set: a table for it, of these names.
     """
 
     sets: tuple[str, ...] = ()
@@ -60,6 +62,11 @@ class Config:
     dims: tuple[int, ...] = ()
     vectors: int = 0
     leave_out: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    only: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def on_set(self, name: str | None) -> "Config":
+        """Return what is measured on a set."""
+        return replace(self, **_values(self.only.get(name or "", {})), only={})
 
     def bits_of(self, peer: str) -> tuple[int, ...]:
         """Return the widths that a package is measured at."""
@@ -88,12 +95,19 @@ def load_config(suite: str, size: str) -> Config:
 
 def make_config(table: dict[str, Any]) -> Config:
     """Make a Config of a TOML table; refuses names that it does not know."""
-    known = {each.name for each in fields(Config)}
-    unknown = sorted(set(table) - known)
-    if unknown:
-        raise ArgumentError(f"a suite's table must have keys among {', '.join(sorted(known))}; got {unknown[0]!r}")
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
-    return Config(**values)
+    for each in (table, *table.get("only", {}).values()):
+        unknown = sorted(set(each) - _NAMES)
+        if unknown:
+            raise ArgumentError(f"a suite's table must have keys among {', '.join(sorted(_NAMES))}; got {unknown[0]!r}")
+    return Config(**_values(table))
+
+
+def _values(table: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+
+
+#: What a table may hold.
+_NAMES = {each.name for each in fields(Config)}
 
 
 @cache

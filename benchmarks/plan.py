@@ -62,7 +62,7 @@ class Plan:
     def __init__(self, task: Task, source: Source | None) -> None:
         self.task, self.source = task, source
         self.suite: Suite = SUITES[task.suite]
-        self.config: Config = load_config(task.suite, task.size)
+        self.config: Config = load_config(task.suite, task.size).on_set(source.name if source else None)
         self.absent: list[dict[str, Any]] = []
         self.groups = {
             self.suite.fingerprint(self.config, group, source, task.device): group

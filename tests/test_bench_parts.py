@@ -208,7 +208,9 @@ def test_configurations_name_what_there_is(suite: str, size: str) -> None:
     config = load_config(suite, size)
     find_methods(config.methods)
     assert set(config.sets) <= set(set_tables())
-    assert set(config.leave_out) <= set(config.sets)
+    assert set(config.leave_out) | set(config.only) <= set(config.sets)
+    for name in config.only:
+        assert set(config.on_set(name).methods) <= set(config.methods)
     assert {key for keys in config.leave_out.values() for key in keys} <= set(config.methods)
     assert set(config.fewer_seeds) <= set(config.methods)
     assert config.repeats >= 5
@@ -216,8 +218,18 @@ def test_configurations_name_what_there_is(suite: str, size: str) -> None:
 
 
 def test_an_unknown_key_is_refused() -> None:
-    with pytest.raises(ArgumentError, match=r"must have keys among .*; got 'seed'"):
-        make_config({"seed": 1})
+    for table in ({"seed": 1}, {"only": {"glove-100-10k": {"seed": 1}}}):
+        with pytest.raises(ArgumentError, match=r"must have keys among .*; got 'seed'"):
+            make_config(table)
+
+
+def test_a_set_may_have_values_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {"bits": [2, 3], "methods": ["tqindex-mse", "turbovec"], "only": {"gaussian-100-4k": {"bits": [3]}}}
+    monkeypatch.setattr(planning, "load_config", lambda suite, size: make_config(table))
+    for name, bits in (("gaussian-100-4k", {3}), ("gaussian-100", {2, 3})):
+        task = Task("recall", "test", name, None, None, str(tmp_path))
+        assert {group.bits for group in Plan(task, task.source()).groups.values()} == bits
+    assert make_config(table).on_set(None).bits == make_config(table).on_set("another").bits == (2, 3)
 
 
 # -- data and truth

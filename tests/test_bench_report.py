@@ -144,6 +144,9 @@ def test_the_compared_quantiser_has_the_better_of_each_k(results):
     ip, l2 = (results[0].row(method, 2) for method in ("faiss-pq-ip", "faiss-pq-l2"))
     assert pq["recall_1_at"]["1"] == ip["recall_1_at"]["1"]
     assert pq["recall_1_at"]["64"] == l2["recall_1_at"]["64"]
+    assert pq["label"] == "faiss PQ, the better at each k"
+    results[0].rows.remove(l2)
+    assert ip in compared(results[0], 2)  # under its own name
 
 
 def test_markdown_escapes_bars(results):
@@ -156,9 +159,10 @@ def test_markdown_escapes_bars(results):
 
 def test_every_k_lost_to_pq_is_stated(results):
     said = lost_to_pq(of_suite(results, "recall"))
-    assert len(said) == 2 * 2 * 2  # sets, widths, rows
+    assert len(said) == 2 * 2 * 4  # sets, widths, rows
     assert "GloVe-100, 4 bits: tqindex mse is behind PQ at k = 1, 2, 4, 8, 16, 32 and 64, by up to 0.006." in said
-    assert "GloVe-100, 4 bits: tqindex mse, centred is behind PQ at no k." in said
+    for label in ("tqindex mse, centred", "tqindex trellis", "tqindex trellis, centred"):
+        assert f"GloVe-100, 4 bits: {label} is behind PQ at no k." in said
 
 
 def test_the_better_of_the_two_quantisers_counts_at_each_k(results):
@@ -175,7 +179,7 @@ def test_every_k_lost_to_longer_product_codes_is_stated(results):
     glove.rows.append(glove.row("faiss-pq-l2", 2) | {"method": "faiss-pq-long"})
     glove.row("faiss-pq-long", 2)["recall_1_at"] |= {"1": [0.99], "2": [0.0]}
     said = lost_to_long_pq([glove])
-    assert len(said) == 2  # rows
+    assert len(said) == 4  # rows
     assert said[0].startswith("GloVe-100, 2 bits: tqindex mse is behind PQ of as many bytes in all at k = 1")
     assert " 2," not in said[0]
 
@@ -213,7 +217,9 @@ def test_peers_ahead_in_speed_are_stated_with_what_they_lose(results):
 
 def test_slower_indexing_is_stated(results):
     indexing = of_suite(results, "indexing")[0]
-    assert ahead_in_speed([indexing]) == []
+    assert ahead_in_speed([indexing], ["tqindex-mse"]) == []
+    (trellis, _) = ahead_in_speed([indexing])
+    assert trellis.startswith("GloVe-100, training and adding: tqindex trellis at 2 bits (0.310 s) is behind turbovec")
     indexing.row("turbovec", 2)["add"] = {"median": 0.05, "low": 0.05, "high": 0.05}
     said = ahead_in_speed([indexing], ["tqindex-mse"])
     assert said == ["GloVe-100, training and adding: tqindex mse at 2 bits (0.0550 s) is behind turbovec (1.10 times)."]
@@ -221,8 +227,11 @@ def test_slower_indexing_is_stated(results):
 
 def test_indexing_ratio_is_to_the_faster_quantiser(results):
     said = indexing_ratios(of_suite(results, "indexing"))
-    assert said[0] == "GloVe-100, 2 bits: tqindex 0.0550 s, PQ 18.5 s, 336 times as long."
-    assert len(said) == 4
+    assert said[:2] == [
+        "GloVe-100, 2 bits: tqindex mse 0.0550 s, PQ 18.5 s, 336 times as long.",
+        "GloVe-100, 2 bits: tqindex trellis 0.310 s, PQ 18.5 s, 59.7 times as long.",
+    ]
+    assert len(said) == 2 * 2 * 2  # sets, widths, kinds of codes
 
 
 def test_distortion_outside_the_tolerance_is_named(results):

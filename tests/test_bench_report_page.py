@@ -21,7 +21,8 @@ from tqindex.bench.report.sections import build_sections
 from tqindex.bench.report.style import house_style, settle, spread_out
 
 SAMPLE = Path(__file__).parent / "golden" / "bench"
-OURS = (0x0B, 0x5C, 0xAD)  # the colour of our main rows
+OURS = (0x0B, 0x5C, 0xAD)  # the colour of our scalar codes
+TRELLIS = (0x0A, 0x2A, 0x5C)
 NAMES = ("recall-at-k", "recall-bytes", "indexing", "batch", "single", "scale", "distortion")
 
 
@@ -49,6 +50,8 @@ def test_every_plot_is_there_as_svg_and_png(report):
         assert picture.shape[1] == 1660  # twice the width of a README's column
         blue = np.abs(picture[:, :, :3] - np.array(OURS) / 255).max(axis=2) < 0.02
         assert blue.sum() > 1000, name
+        dark = np.abs(picture[:, :, :3] - np.array(TRELLIS) / 255).max(axis=2) < 0.02
+        assert (dark.sum() > 1000) == (name not in ("scale", "distortion")), name
         assert (picture[:, :, 3] == 1).all()  # dark pages do not show through
         assert (report / "plots" / f"{name}.svg").read_text().rstrip().endswith("</svg>")
 

@@ -11,9 +11,12 @@ import pytest
 
 import tqindex as tq
 from tqindex.codec.trellis import TRELLIS_BITS
-from tqindex.errors import ArgumentError, FormatVersionError
+from tqindex.errors import ArgumentError, FormatVersionError, VectorError
 from tqindex.gpu.encode import Tables
+from tqindex.index import search
 from tqindex.index import segments as index_segments
+from tqindex.index.plan import ScanPlan
+from tqindex.index.search import FEW_QUERIES
 from tqindex.kv.options import LayerOptions
 
 METRICS = ("ip", "cosine", "l2")
@@ -48,6 +51,37 @@ def test_searches_find_what_the_codec_says(dim: int, metric: Any, bits: int, gau
         np.testing.assert_array_equal(found.scores, scores[: len(many), :30])
     np.testing.assert_array_equal(index.search(queries, 30, exact_scan=True).ids, expected[:, :30])
     np.testing.assert_array_equal(index.reconstruct(ids), index.codec.decode(index.codec.encode(rows, metric)))
+
+
+@pytest.mark.parametrize("parameters", [{"codec": "trellis"}, {"effort": "search"}, {"codec": "prod"}], ids=str)
+def test_few_queries_find_the_same_one_by_one_and_together(
+    parameters: Any, gaussian_rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, queries = gaussian_rows(301, 72, 1), gaussian_rows(9, 72, 2)
+    rows[290:] = rows[:11]  # ties
+    index = tq.Index(72, 3, "l2", **parameters)
+    index.add(rows)
+    for nq in range(1, 10):
+        found = []
+        for most in (0, FEW_QUERIES):
+            monkeypatch.setattr(search, "_FEW_IN_FULL", (most, most))
+            found.append(index.search(queries[:nq], 20, exact_scan=True))
+        np.testing.assert_array_equal(*found)
+
+
+def test_few_queries_go_together_where_no_planes_are_read_first() -> None:
+    plans = {codec: ScanPlan(tq.Codec(72, 3, codec)) for codec in ("mse", "trellis")}
+    assert search.few_queries(plans["mse"], exact_scan=False) == FEW_QUERIES
+    in_full = [search.few_queries(plans[codec], exact_scan=True) for codec in ("trellis", "mse")]
+    assert in_full == sorted(in_full)
+    assert in_full[0] == search.few_queries(plans["trellis"], exact_scan=False) < 3
+
+
+def test_queries_that_go_together_are_refused_by_their_row() -> None:
+    index, queries = make(72), np.ones((4, 72), np.float32)
+    queries[3, 5] = np.nan
+    with pytest.raises(VectorError, match="queries must be finite in float32, got nan in row 3"):
+        index.search(queries)
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 from tqindex.bench.report import numbers
 from tqindex.bench.report.results import (
-    CENTRED,
     LONG_PQ,
+    MAIN,
     OBLIVIOUS,
     PQ,
+    TRELLIS,
     Result,
     Row,
     best_pq,
@@ -32,7 +33,7 @@ class _Timing(NamedTuple):
 
 
 def lost_to_pq(results: Iterable[Result]) -> list[str]:
-    """State, per set and width, at which k our two main rows find the nearest less often than PQ at equal bits."""
+    """State, per set and width, at which k our main rows find the nearest less often than PQ at equal bits."""
     return _against_pq(results, PQ, "PQ")
 
 
@@ -106,7 +107,7 @@ def _size_and_recall(row: Row) -> str:
     return f"{numbers.size(row['bytes'])} bytes, {mean(row['recall_10']):.3f}"
 
 
-def ahead_in_speed(results: Iterable[Result], ours: Sequence[str] = (OBLIVIOUS, CENTRED)) -> list[str]:
+def ahead_in_speed(results: Iterable[Result], ours: Sequence[str] = MAIN) -> list[str]:
     """State which peers index or search faster than these rows of the same width, and how many times as fast.
 
     Peers without a width in bits are compared with all of ours.
@@ -168,18 +169,18 @@ _TIMINGS = {
 
 
 def indexing_ratios(results: Iterable[Result]) -> list[str]:
-    """State how many times as long PQ takes to train and add, per set and width."""
+    """State how many times as long PQ takes to train and add, per set, width and kind of codes."""
     sentences = []
     for result in results:
         for bits in result.widths():
-            ours = result.row(OBLIVIOUS, bits)
             rows = [row for method in PQ if (row := result.row(method, bits))]
             times = [seconds for row in rows if (seconds := indexing_seconds(row)) is not None]
-            if ours and times and (own := indexing_seconds(ours)):
-                sentences.append(
-                    f"{result.name}, {numbers.width(bits)} bits: tqindex {numbers.significant(own)} s, "
-                    f"PQ {numbers.significant(min(times))} s, {numbers.ratio(min(times) / own)} times as long."
-                )
+            for ours in [row for method in (OBLIVIOUS, TRELLIS) if times and (row := result.row(method, bits))]:
+                if own := indexing_seconds(ours):
+                    sentences.append(
+                        f"{result.name}, {numbers.width(bits)} bits: {ours['label']} {numbers.significant(own)} s, "
+                        f"PQ {numbers.significant(min(times))} s, {numbers.ratio(min(times) / own)} times as long."
+                    )
     return sentences
 
 
@@ -201,7 +202,7 @@ def outside_distortion(results: Iterable[Result]) -> list[str]:
 
 
 def _main_rows(result: Result, bits: float) -> list[Row]:
-    return [row for method in (OBLIVIOUS, CENTRED) if (row := result.row(method, bits))]
+    return [row for method in MAIN if (row := result.row(method, bits))]
 
 
 def _all_main_rows(result: Result) -> list[Row]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tqindex.bench.report import losses, tables
 from tqindex.bench.report.machine import summary
 from tqindex.bench.report.plots import all_plots
-from tqindex.bench.report.results import OBLIVIOUS, PQ, Result, Row, of_suite
+from tqindex.bench.report.results import OBLIVIOUS, PQ, TRELLIS, Result, Row, of_suite
 from tqindex.errors import FileFormatError
 
 _BLOCK = re.compile(r"(<!-- bench: ([\w-]+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
@@ -72,7 +72,7 @@ def _search(results: Sequence[Result], plots: str) -> Iterable[str]:
     chosen = tuple(method for method in tables.COMPARED if method not in PQ) + _FAST
     for result in of_suite(results, "search"):
         yield from _table(result, tables.SEARCH, _main(result, chosen))
-    yield _list(losses.ahead_in_speed(results, (OBLIVIOUS,)))
+    yield _list(losses.ahead_in_speed(results, (OBLIVIOUS, TRELLIS)))
     yield _figure(results, plots, "single")
 
 

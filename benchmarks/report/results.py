@@ -13,8 +13,10 @@ from tqindex.errors import FileFormatError, MissingFileError
 FORMAT = 1
 #: Suites in the order of a report.
 SUITES = ("recall", "indexing", "search", "scale", "threads", "distortion")
-#: The rows that claims are made of: strictly data-oblivious, and with a centre.
+#: The rows that claims are made of: strictly data-oblivious, and with a centre; of scalar and of trellis codes.
 OBLIVIOUS, CENTRED = "tqindex-mse", "tqindex-mse-centred"
+TRELLIS, TRELLIS_CENTRED = "tqindex-trellis", "tqindex-trellis-centred"
+MAIN = (OBLIVIOUS, CENTRED, TRELLIS, TRELLIS_CENTRED)
 #: Product quantisation is trained for either metric; the better counts.
 PQ = ("faiss-pq-ip", "faiss-pq-l2")
 #: With longer codes, of as many bytes as ours with the numbers that stand beside them.

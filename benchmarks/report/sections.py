@@ -71,7 +71,7 @@ def _findings(suite: str, results: Sequence[Result]) -> list[Statements]:
 
 
 def loss_statements(results: Sequence[Result]) -> list[Statements]:
-    """Return, in words, what peers do better than our two main rows."""
+    """Return, in words, what peers do better than our main rows."""
     recall = of_suite(results, "recall")
     found = [
         (

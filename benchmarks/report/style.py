@@ -10,14 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
-from tqindex.bench.report.results import CENTRED, OBLIVIOUS, Row, is_ours
+from tqindex.bench.report.results import CENTRED, MAIN, OBLIVIOUS, Row, is_ours
 
 #: The width of a README's column on GitHub, in inches at 100 dots each.
 WIDTH = 8.3
 #: White behind everything, so that a plot also reads where the page is dark.
 PAPER = "#ffffff"
 INK, FAINT, GRID = "#222222", "#767676", "#e4e4e4"
-_OURS, _OUR_VARIANTS = "#0b5cad", "#4f86c0"
+_OURS, _OUR_TRELLIS, _OUR_VARIANTS = "#0b5cad", "#0a2a5c", "#4f86c0"
 #: Muted, apart from each other and from ours for colour-blind readers too.
 _PEERS = {"faiss": "#b0713a", "turbovec": "#5d8a80"}
 _OTHER = "#8c8c8c"
@@ -88,8 +88,8 @@ class Look(NamedTuple):
 def look(row: Row) -> Look:
     """Return how a row's method is drawn: our main rows strong and on top."""
     dashes = _DASHES.get(row["family"], "solid")
-    if row["method"] in (OBLIVIOUS, CENTRED):
-        return Look(_OURS, dashes, 2.0, _TOP)
+    if row["method"] in MAIN:
+        return Look(_OURS if row["method"] in (OBLIVIOUS, CENTRED) else _OUR_TRELLIS, dashes, 2.0, _TOP)
     if is_ours(row):
         return Look(_OUR_VARIANTS, dashes, 1.6, 2.5)
     return Look(_PEERS.get(row["peer"], _OTHER), dashes, 1.4, 2.0)

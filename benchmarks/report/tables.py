@@ -145,7 +145,9 @@ def compared(result: Result, bits: float) -> list[Row]:
 
 
 def _better(rows: list[Row]) -> Row:
-    """Return a row that has, of every measure of recall, the best of these rows."""
+    """Return a row that has, of every measure of recall, the best of these rows; a single one as it is."""
+    if len(rows) == 1:
+        return rows[0]
     ks = rows[0]["recall_1_at"]
     ones = {k: max((row["recall_1_at"][k] for row in rows), key=fmean) for k in ks}
     tens = max((row["recall_10"] for row in rows), key=fmean)

@@ -16,6 +16,8 @@ KS = (1, 2, 4, 8, 16, 32, 64)
 METHODS: tuple[tuple[str, str, str, int, float, tuple[float, float], float, float, float], ...] = (
     ("tqindex-mse", "tqindex mse", "oblivious", 4, 0, (0.487, 0.829), 0.055, 11700, 0.61),
     ("tqindex-mse-centred", "tqindex mse, centred", "centred", 8, 0.004, (0.535, 0.858), 0.060, 11300, 0.66),
+    ("tqindex-trellis", "tqindex trellis", "oblivious", 4, 0, (0.565, 0.861), 0.31, 11200, 1.9),
+    ("tqindex-trellis-centred", "tqindex trellis, centred", "centred", 8, 0.004, (0.601, 0.884), 0.33, 11000, 2.0),
     ("tqindex-mse-paper", "tqindex mse, paper's scale", "oblivious", 4, 0, (0.384, 0.728), 0.055, 11700, 0.61),
     ("tqindex-prod", "tqindex prod, orthogonal sketch", "oblivious", 8, 0, (0.324, 0.710), 0.07, 9000, 0.8),
     ("tqindex-prod-gaussian", "tqindex prod, Gaussian sketch", "oblivious", 8, 0, (0.200, 0.555), 0.4, 8900, 0.8),

@@ -30,6 +30,7 @@ from tqindex.codec.rotation import (
     gaussian_projection,
     make_rotation,
 )
+from tqindex.codec.rounding import divide, integer_products, round_to_int8, side, to_length
 from tqindex.codec.sums import dot, tree_sum
 from tqindex.codec.trellis import TRELLIS_BITS, TrellisCodebook, starts_of, trellis_codebook, with_starts
 from tqindex.errors import ArgumentError
@@ -202,7 +203,7 @@ class Codec:
         centred = rows if self.center is None else rows - self.center
         norms = np.sqrt(dot(centred, centred))
         check_norms(norms, "vectors")
-        y = self.rotate.apply(_to_length(centred, norms, np.sqrt(self.dim)))
+        y = self.rotate.apply(to_length(centred, norms, np.sqrt(self.dim)))
         codes, scales, sketch_scales = self._quantise(y, norms)
         offsets = None
         if metric == "l2":
@@ -227,16 +228,16 @@ class Codec:
         lengths = norms / np.sqrt(self.dim)
         if self.kind != "prod":
             # <y, z> s = r sqrt(dim) makes <R u, s z> = r^2: the estimate is exact along u, unbiased across it.
-            factors = np.full_like(norms, 1.0) if self.scale == "paper" else _divide(float(self.dim), along)
-            scales = _side(lengths * factors, norms)
+            factors = np.full_like(norms, 1.0) if self.scale == "paper" else divide(float(self.dim), along)
+            scales = side(lengths * factors, norms)
             return codes, scales if starts is None else with_starts(scales, starts), None
         squares = tree_sum(levels * levels) * (book.step * book.step)
-        factors = np.full_like(norms, 1.0) if self.scale == "paper" else _divide(along, squares)
+        factors = np.full_like(norms, 1.0) if self.scale == "paper" else divide(along, squares)
         residuals = y - (factors * book.step).astype(np.float32)[:, np.newaxis] * levels.astype(np.float32)
         signs, sketch_factors = self._sketch_residuals(residuals)
         signs[norms == 0.0] = 0
         combined = ((codes << 1) | signs).astype(np.uint8)
-        return combined, _side(lengths * factors, norms), _side(lengths * sketch_factors, norms)
+        return combined, side(lengths * factors, norms), side(lengths * sketch_factors, norms)
 
     def _expand(self, codes: npt.NDArray[np.uint8], starts: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.int8]:
         """Return the levels of codes without sketch signs, (n, dim); starts of trellis codes only."""
@@ -262,7 +263,7 @@ class Codec:
         if self.sketch == "gaussian":
             factors = np.sqrt(np.pi / 2.0) * np.sqrt(squares) / self.dim
         else:
-            factors = _divide(squares, tree_sum(np.abs(projected)))
+            factors = divide(squares, tree_sum(np.abs(projected)))
         return (projected >= 0.0).astype(np.uint8), factors
 
     def check_codes(self, codes: Codes) -> None:
@@ -320,11 +321,11 @@ class Codec:
         else:
             biases = np.zeros(len(rows)) if self.center is None else dot(rows, self.center)
         rotated = self.rotate.apply(centred)
-        levels, scales = _round_to_int8(rotated)
+        levels, scales = round_to_int8(rotated)
         half = 0.5 if self.codebook.offset else 1.0
         sketch_levels = sketch_steps = None
         if self.sketch_projection is not None:
-            sketch_levels, sketch_scales = _round_to_int8(self.sketch_projection.apply(rotated))
+            sketch_levels, sketch_scales = round_to_int8(self.sketch_projection.apply(rotated))
             sketch_steps = sketch_scales.astype(np.float32)
         return QueryCodes(
             levels,
@@ -360,14 +361,14 @@ class Codec:
         """float32 scores in the order of operations that kernels keep."""
         combined = unpack_codes(codes.packed, self.dim, self.bits)
         levels = self._levels_of(combined, codes.scales)
-        products = _integer_products(queries.levels, levels)
+        products = integer_products(queries.levels, levels)
         if self.codebook.offset:
             products = 2 * products + queries.sums[:, np.newaxis]
         scores = codes.scales * (queries.steps[:, np.newaxis] * products.astype(np.float32))
         sketch_scales = codes.sketch_scales
         if queries.sketch_levels is not None and queries.sketch_steps is not None and sketch_scales is not None:
             signs = (combined & 1).astype(np.int8) * np.int8(2) - np.int8(1)
-            products = _integer_products(queries.sketch_levels, signs)
+            products = integer_products(queries.sketch_levels, signs)
             scores += sketch_scales * (queries.sketch_steps[:, np.newaxis] * products.astype(np.float32))
         if codes.offsets is not None:
             scores += codes.offsets
@@ -378,33 +379,7 @@ def normalise(rows: Float32Array, name: str, first_row: int = 0) -> Float32Array
     """Return rows divided by their norms, rounded to float32; refuses zero rows, counted from `first_row`."""
     norms = np.sqrt(dot(rows, rows))
     check_nonzero(norms, name, first_row)
-    return _to_length(rows, norms, 1.0)
-
-
-def _to_length(rows: Float32Array, norms: Float64Array, length: float) -> Float32Array:
-    """Scale rows of the given norms to `length` in float64, round to float32; zero rows stay zero."""
-    return (rows.astype(np.float64) * _divide(length, norms)[:, np.newaxis]).astype(np.float32)
-
-
-def _divide(a: Any, b: Float64Array) -> Float64Array:
-    """a / b, and 0 where b is 0."""
-    return cast(Float64Array, np.divide(a, b, out=np.zeros_like(b), where=b != 0.0))
-
-
-def _side(values: Float64Array, norms: Float64Array) -> Float32Array:
-    return np.where(norms == 0.0, 0.0, values).astype(np.float32)
-
-
-def _round_to_int8(rows: Float32Array) -> tuple[npt.NDArray[np.int8], Float64Array]:
-    """Round rows to integers in [-127, 127]; returns them and the float64 step of each row."""
-    largest = np.abs(rows).max(axis=1).astype(np.float64)
-    levels = np.rint(rows.astype(np.float64) * _divide(127.0, largest)[:, np.newaxis])
-    return levels.astype(np.int8), largest / 127.0
-
-
-def _integer_products(queries: npt.NDArray[np.int8], levels: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
-    """Exact integer products: float64 holds every partial sum, so BLAS may take any order."""
-    return np.rint(queries.astype(np.float64) @ levels.astype(np.float64).T).astype(np.int64)
+    return to_length(rows, norms, 1.0)
 
 
 def _check_center(center: npt.ArrayLike | None, dim: int) -> Float32Array | None:

@@ -13,6 +13,7 @@ from tqindex.index.plan import EPS, BatchQueries, ScanPlan, deviations, encode_f
 from tqindex.index.segments import Segment
 from tqindex.kernels.best import join_best
 from tqindex.kernels.cascade import scan_rows_few
+from tqindex.kernels.cpu import simd_level
 from tqindex.kernels.queries import encode_queries
 from tqindex.kernels.scan import NO_ID, scan_rows
 from tqindex.kernels.threads import run_parallel
@@ -22,6 +23,9 @@ Int64Array = npt.NDArray[np.int64]
 
 #: Queries up to this number are scanned one by one: a plane read once per query costs less than a tile's expansion.
 FEW_QUERIES = 8
+#: The same where no planes are read first, of scalar codes and of trellis codes: a batch expands a row once for all of
+#: its queries, but multiplies 32 queries at least, which takes longest without wide registers.
+_FEW_IN_FULL = {"amx": (2, 1), "avx512": (4, 2), "portable": (2, 2)}.get(simd_level(), (FEW_QUERIES, 2))
 #: Multiply-adds of one task, some milliseconds: Ctrl-C is answered soon, and threads end at about the same time.
 _CHUNK_WORK = 2**30
 _CHUNK_ROWS = (256, 16_384)
@@ -70,7 +74,7 @@ def search_rows(
     plan: ScanPlan, segments: Sequence[Segment], queries: Float32Array, k: int, threads: int, exact_scan: bool
 ) -> Found:
     """As `search_segments` for any number of queries, which need not be finite nor checked."""
-    if len(queries) <= FEW_QUERIES:  # the kernel that encodes them looks for what is not finite
+    if len(queries) <= few_queries(plan, exact_scan):  # the kernel that encodes them looks for what is not finite
         return search_segments(plan, segments, queries, k, threads, exact_scan)
     check_finite(queries, "queries")
     scores, ids = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
@@ -81,6 +85,13 @@ def search_rows(
         found = search_segments(plan, segments, queries[block], k, threads, exact_scan, first_row=first)
         scores[block], ids[block], scored = found
     return Found(scores, ids, scored)
+
+
+def few_queries(plan: ScanPlan, exact_scan: bool) -> int:
+    """Return up to how many queries are scanned one by one."""
+    if len(plan.stages) and not exact_scan:
+        return FEW_QUERIES
+    return _FEW_IN_FULL[plan.codec.kind == "trellis"]
 
 
 def search_segments(
@@ -99,12 +110,12 @@ def search_segments(
     `first_row`.
 
     Few queries go through the cascade, one by one: the probability that it loses any of a query's k best is at most
-    eps, over the rotation. More queries, or `exact_scan`: every row is scored in full, and the result does not
-    depend on `threads` or on the segments' cuts.
+    eps, over the rotation. More queries, `exact_scan` or a plan without stages: every row is scored in full, and the
+    result does not depend on `threads`, on the segments' cuts or on how many queries go together.
     """
     n = sum([segment.n_live for segment in segments])
     kept = min(k, n)
-    if len(queries) > FEW_QUERIES:
+    if len(queries) > few_queries(plan, exact_scan):
         encoded = encode_queries(plan.codec, queries, plan.metric, first_row)
         best, scored = _search_many(plan, segments, encoded, kept, threads), 1.0
     else:

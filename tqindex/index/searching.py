@@ -50,7 +50,7 @@ class Searching(Changing):
 
         Up to 8 queries are answered by reading the codes' leading bit planes first and scoring in full only the rows
         that these leave in question. Over the random rotation, the probability that any of a query's k best codes is
-        lost that way is at most 1e-6.
+        lost that way is at most 1e-6. Codes of kind "trellis" are all scored in full, as those of effort "search".
 
         Parameters
         ----------

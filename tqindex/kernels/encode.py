@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tqindex.codec.effort import UNITS, UNITS_PER_BIN
 from tqindex.kernels.compile import inner_kernel, kernel
@@ -16,14 +15,6 @@ _multiply_terms: Any = multiply_terms
 _scale_chunks: Any = scale_chunks
 _sum_chunk: Any = sum_chunk
 _quantise1, _quantise2, _quantise3, _quantise4, _quantise8 = (make_quantise_row(bits) for bits in (1, 2, 3, 4, 8))
-_LINE = 64
-
-
-def make_room(size: int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-    """Return room for `size` numbers that starts a cache line: vectors that lie across two take twice as long."""
-    room = np.empty(size * np.dtype(dtype).itemsize + _LINE, np.uint8)
-    start = -room.__array_interface__["data"][0] % _LINE
-    return room[start : start + room.size - _LINE].view(dtype)
 
 
 @kernel

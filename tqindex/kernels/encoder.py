@@ -8,18 +8,19 @@ import numpy.typing as npt
 
 from tqindex.checks import check_finite, check_nonzero, check_norms
 from tqindex.codec import Codec
+from tqindex.codec.codebook import Codebook
 from tqindex.codec.packing import plane_bytes
 from tqindex.codec.rotation import HadamardRotation, MatrixProjection
 from tqindex.codec.trellis import TrellisCodebook
 from tqindex.kernels.encode import (
     choose_stretches,
-    make_room,
     prepare_rows,
     quantise_rows,
     quantise_to_residuals,
     sketch_rows,
 )
 from tqindex.kernels.layout import store_rows
+from tqindex.kernels.room import make_room
 from tqindex.kernels.rotate import project_rows, rotate_row, rotate_rows
 from tqindex.kernels.rows import EncodedRows, StoredRows, has_offsets
 from tqindex.kernels.simd_quantise import ENTRIES
@@ -82,21 +83,15 @@ class _Encoder:
     """
 
     def __init__(self, codec: Codec, metric: str, rows: int, out: EncodedRows | StoredRows) -> None:
-        dim, book, stretched = codec.dim, codec.codebook, codec.stretched
+        dim, book = codec.dim, codec.codebook
         self._codec, self._metric, self._out, self._offsets = codec, metric, out, has_offsets(codec, metric)
         self._center = np.empty(0, np.float32) if codec.center is None else codec.center
-        self._trellis = TrellisQuantiser(dim, book) if isinstance(book, TrellisCodebook) else None
-        if isinstance(book, TrellisCodebook) or book.offset:
-            self._tables = np.array([book.step]).view(np.float32)
-        else:
-            boundaries = book.boundaries[np.newaxis] if stretched is None else stretched.boundaries
-            self._tables = _arrange_tables(boundaries, book.levels)
-        self._signs = None if codec.sketch_projection is None else _arrange_tables(*_SIGNS)
         self._y = make_room(rows * dim).reshape(rows, dim)
         self._planes = np.empty((rows, codec.bits * plane_bytes(dim)), np.uint8)
-        self._choices, self._along, self._squares = np.zeros(rows, np.int64), np.empty(rows), np.empty(rows)
-        self._levels, self._terms = make_room(dim), make_room(dim + CHUNK, np.float64)
+        self._along, self._terms = np.empty(rows), make_room(dim + CHUNK, np.float64)
         self._project = _Projector(dim, rows)
+        self._trellis = TrellisQuantiser(dim, book) if isinstance(book, TrellisCodebook) else None
+        self._scalar = None if isinstance(book, TrellisCodebook) else _ScalarQuantiser(codec, book, rows, self._project)
 
     def encode(self, rows: Float32Array, lengths: Float64Array, norms: Float64Array, at: int) -> None:
         """Encode one block to the rows from `at` on; writes norms before normalising if the metric does, and after."""
@@ -107,17 +102,32 @@ class _Encoder:
             with np.errstate(over="ignore"):  # the caller refuses such norms by their own message
                 out.offsets[at:end] = -0.5 * (norms * norms) if self._metric == "l2" else self._along[:n]
         self._project(codec.rotate, y)
-        if self._trellis is None:
-            self._quantise(y, norms, planes, out.scales[at:end], out.sketch_scales[at:end])
-        else:
+        if self._trellis is not None:
             self._trellis(y, norms, codec.scale == "unbiased", planes, out.scales[at:end])
+        if self._scalar is not None:
+            self._scalar(y, norms, planes, out.scales[at:end], out.sketch_scales[at:end])
         store_rows(planes, out.lead, out.rest, at)
 
-    def _quantise(
+
+class _ScalarQuantiser:
+    """The same of scalar codes, and of their sketch if the codec has one: tables, and room for `rows` rows."""
+
+    def __init__(self, codec: Codec, book: Codebook, rows: int, project: "_Projector") -> None:
+        self._codec, self._book, self._project, stretched = codec, book, project, codec.stretched
+        if book.offset:
+            self._tables = np.array([book.step]).view(np.float32)
+        else:
+            boundaries = book.boundaries[np.newaxis] if stretched is None else stretched.boundaries
+            self._tables = _arrange_tables(boundaries, book.levels)
+        self._signs = None if codec.sketch_projection is None else _arrange_tables(*_SIGNS)
+        self._choices, self._squares = np.zeros(rows, np.int64), np.empty(rows)
+        self._levels, self._terms = make_room(codec.dim), make_room(codec.dim + CHUNK, np.float64)
+
+    def __call__(
         self, y: Float32Array, norms: Float64Array, planes: Any, scales: Float32Array, sketch_scales: Float32Array
     ) -> None:
-        """Write scalar codes of rotated rows, and their sketch if the codec has one; overwrites y."""
-        codec, book, choices = self._codec, self._codec.codebook, self._choices[: len(y)]
+        """Write planes and scales of rotated rows; overwrites y."""
+        codec, book, choices = self._codec, self._book, self._choices[: len(y)]
         if codec.stretched is not None:
             choose_stretches(y, norms, codec.stretched.edges, codec.stretched.levels, choices)
         common = y, norms, book.bits, self._tables, choices, book.step, codec.scale == "unbiased", planes, scales

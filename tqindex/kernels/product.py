@@ -17,6 +17,7 @@ from tqindex.codec.trellis import WINDOW
 from tqindex.kernels.compile import called_kernel, inner_kernel
 from tqindex.kernels.cpu import has_bit_matrices, simd_level
 from tqindex.kernels.layout import load_lead, padded_width
+from tqindex.kernels.room import make_room
 from tqindex.kernels.simd import OPERATIONS
 from tqindex.kernels.simd_product import (
     HELD_DEPTH,
@@ -37,8 +38,6 @@ TILE = 96
 #: Coordinates are padded to whole vectors of 64 bytes.
 DEPTH_MULTIPLE = 64
 LANES = 16
-#: Bytes of a cache line, at which what tiles are loaded from and stored to must begin.
-LINE = 64
 _SPREAD = np.uint64(0x0101010101010101)
 _SPREAD_MASK = np.uint64(0x8040201008040201)
 _CARRY = np.uint64(0x7F7F7F7F7F7F7F7F)
@@ -75,18 +74,9 @@ def pack_queries(levels: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
     groups = -(-nq // (LANES * BLOCK_GROUPS)) * BLOCK_GROUPS
     padded = np.zeros((groups * LANES, depth), np.int8)
     padded[:nq, :dim] = levels
-    # Whole cache lines: one that straddles two takes twice as long to load.
-    room = np.empty(padded.size + LINE - 1, np.int8)
-    packed = room[-room.ctypes.data % LINE :][: padded.size].reshape(groups, depth // 4, LANES, 4)
+    packed = make_room(padded.size, np.int8).reshape(groups, depth // 4, LANES, 4)
     packed[:] = padded.reshape(groups, LANES, depth // 4, 4).transpose(0, 2, 1, 3)
     return packed
-
-
-@inner_kernel
-def first_line(room: Any) -> int:
-    """Return where in u8 room the first whole cache line begins."""
-    place: int = -room.ctypes.data % LINE
-    return place
 
 
 @called_kernel

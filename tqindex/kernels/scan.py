@@ -16,14 +16,13 @@ from tqindex.kernels.layout import padded_width
 from tqindex.kernels.live import next_rows
 from tqindex.kernels.product import (
     LANES,
-    LINE,
     TILE,
     begin_tiles,
     end_tiles,
     expand_tile,
-    first_line,
     multiply_tile,
 )
+from tqindex.kernels.room import LINE, first_line
 from tqindex.kernels.simd_product import ROWS
 from tqindex.kernels.simd_score import (
     INSERTED,

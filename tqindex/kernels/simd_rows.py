@@ -32,37 +32,24 @@ class _Row:
         self.block = address(context, builder, types_[0], lead, at, BYTE)
         self.rest = address(context, builder, types_[5], rest, rest_at, BYTE)
 
-    def read(self, i: Any, leading: int, others: int, combine: Callable[[list[Any]], list[Any]] = list) -> list[Any]:
-        """Return bytes i..i + 8 of so many planes, or what `combine` makes of them where they are loaded."""
+    def read(self, i: Any, left: Any, leading: int, others: int) -> list[Any]:
+        """Return bytes i..i + 8 of so many planes, or the `left` < 8 that are left, as words."""
         builder = self.builder
         blocks = [builder.gep(self.block, [builder.mul(self.plane_bytes, LONG(plane))]) for plane in range(leading)]
-        left = builder.sub(self.width, i)
-        with builder.if_else(builder.icmp_signed(">=", left, LONG(8))) as (whole, tail):
-            with whole:
-                words = [load(builder, piece(builder, block, self.lane, i, 8)) for block in blocks]
-                words += [
-                    _load(builder, self.rest, builder.add(builder.mul(self.width, LONG(plane)), i))
-                    for plane in range(others)
-                ]
-                values = combine(words)
-                places = [cgutils.alloca_once(builder, value.type) for value in values]
-                for place, value in zip(places, values, strict=True):
-                    builder.store(value, place)
-            with tail:
-                words = [load_pieces(builder, block, self.lane, i, left) for block in blocks]
-                # The last word of another plane is read so that it ends with the plane, and shifted into place.
-                shift = builder.mul(builder.sub(LONG(8), left), LONG(8))
-                for plane in range(1, others + 1):
-                    last = builder.sub(builder.mul(self.width, LONG(plane)), LONG(8))
-                    words.append(builder.lshr(_load(builder, self.rest, last), shift))
-                for place, value in zip(places, combine(words), strict=True):
-                    builder.store(value, place)
-        return [builder.load(place) for place in places]
+        if left is None:
+            words = [load(builder, piece(builder, block, self.lane, i, 8)) for block in blocks]
+            ends = [builder.mul(self.width, LONG(plane)) for plane in range(others)]
+            return words + [_load(builder, self.rest, builder.add(end, i)) for end in ends]
+        words = [load_pieces(builder, block, self.lane, i, left) for block in blocks]
+        # The last word of another plane is read so that it ends with the plane, and shifted into place.
+        shift = builder.mul(builder.sub(LONG(8), left), LONG(8))
+        ends = [builder.mul(self.width, LONG(plane)) for plane in range(1, others + 1)]
+        return words + [builder.lshr(_load(builder, self.rest, builder.sub(end, LONG(8))), shift) for end in ends]
 
-    def codes(self, i: Any, leading: int, others: int, operations: Operations) -> Any:
+    def codes(self, i: Any, left: Any, leading: int, others: int, operations: Operations) -> Any:
         """Return the codes of the same bytes' 64 coordinates, of which so many planes are the bits."""
         builder, count, codes = self.builder, leading + others, ir.Constant(BYTES, None)
-        for plane, bits in enumerate(self.read(i, leading, others)):
+        for plane, bits in enumerate(self.read(i, left, leading, others)):
             heavier = builder.add(codes, constant(BYTES, 1 << (count - 1 - plane)))
             codes = builder.select(operations.spread(builder, bits), heavier, codes)
         return codes
@@ -85,9 +72,9 @@ class CodeLevels:
     def begin(self, bits: int, start: Any) -> None:
         """Prepare for a row's codes of so many bits, that need no start."""
 
-    def next(self, row: Any, i: Any, leading: int, others: int) -> Any:
-        """Return the levels of the 64 coordinates of bytes i..i + 8."""
-        codes = row.codes(i, leading, others, self._operations)
+    def next(self, row: Any, i: Any, left: Any, leading: int, others: int) -> Any:
+        """Return the levels of the 64 coordinates of bytes i..i + 8, or of the `left` < 8 that are left."""
+        codes = row.codes(i, left, leading, others, self._operations)
         return codes if leading + others == 8 else self._operations.shuffle(self._builder, self._entries, codes)
 
 
@@ -99,8 +86,13 @@ def _for_levels(builder: Any, row: Any, levels: Any, start: Any, use: Callable[[
         )
         with builder.if_then(wanted):
             levels.begin(leading + others, start)
-            with cgutils.for_range_slice(builder, LONG(0), row.width, LONG(8), LONG) as (i, _):
-                use(levels.next(row, i, leading, others), i)
+            # What is left stands by itself: joined with whole words, each would go through a register for numbers.
+            left = builder.and_(row.width, LONG(7))
+            end = builder.sub(row.width, left)
+            with cgutils.for_range_slice(builder, LONG(0), end, LONG(8), LONG) as (i, _):
+                use(levels.next(row, i, None, leading, others), i)
+            with builder.if_then(builder.icmp_signed("!=", left, LONG(0))):
+                use(levels.next(row, end, left, leading, others), end)
 
 
 def make_expand_row(operations: Operations, levels_of: Any = CodeLevels) -> Any:

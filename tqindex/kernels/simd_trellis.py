@@ -51,12 +51,12 @@ class WindowLevels:
         for _, place in self._before:
             self._builder.store(known, place)
 
-    def next(self, row: Any, i: Any, leading: int, others: int) -> Any:
-        """Return the levels of the 64 coordinates of bytes i..i + 8.
+    def next(self, row: Any, i: Any, left: Any, leading: int, others: int) -> Any:
+        """Return the levels of the 64 coordinates of bytes i..i + 8, or of the `left` < 8 that are left.
 
         What is known of each window doubles: codes of one coordinate, of two, of four. Bits beyond a byte are lost.
         """
-        builder, known = self._builder, row.codes(i, leading, others, self._operations)
+        builder, known = self._builder, row.codes(i, left, leading, others, self._operations)
         for lag, place in self._before:
             lanes = ir.Constant(ir.VectorType(INT, 64), list(range(64 - lag, 128 - lag)))
             earlier = builder.shuffle_vector(builder.load(place), known, lanes)
@@ -85,21 +85,17 @@ class MatrixWindowLevels:
             words = builder.or_(words, builder.shl(bit, constant(_WORDS, 63 - coordinate)))
         builder.store(words, self._before)
 
-    def next(self, row: Any, i: Any, leading: int, others: int) -> Any:
-        """Return the levels of the 64 coordinates of bytes i..i + 8."""
+    def next(self, row: Any, i: Any, left: Any, leading: int, others: int) -> Any:
+        """Return the levels of the 64 coordinates of bytes i..i + 8, or of the `left` < 8 that are left."""
         builder, bits = self._builder, leading + others
         # Of a window's bits from the highest on: which plane they are of, how many coordinates earlier.
         planes = [bits - 1 - place % bits for place in reversed(range(WINDOW))]
         lags = [place // bits for place in reversed(range(WINDOW))]
-
-        def in_lanes(words: list[Any]) -> list[Any]:
-            vector = splat(builder, words[0], _WORDS)
-            for plane, word in enumerate(words[1:], start=1):
-                chosen = ir.Constant(ir.VectorType(BIT, WINDOW), [int(of == plane) for of in planes])
-                vector = builder.select(chosen, splat(builder, word, _WORDS), vector)
-            return [vector]
-
-        (words,) = row.read(i, leading, others, in_lanes)
+        first, *rest = row.read(i, left, leading, others)
+        words = splat(builder, first, _WORDS)
+        for plane, word in enumerate(rest, start=1):
+            chosen = ir.Constant(ir.VectorType(BIT, WINDOW), [int(of == plane) for of in planes])
+            words = builder.select(chosen, splat(builder, word, _WORDS), words)
         before = builder.load(self._before)
         builder.store(words, self._before)
         shifted = call(builder, "llvm.fshl.v8i64", _WORDS, [words, before, ir.Constant(_WORDS, lags)])

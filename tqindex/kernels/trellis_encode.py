@@ -12,8 +12,9 @@ import numpy.typing as npt
 from tqindex.codec.packing import plane_bytes
 from tqindex.codec.trellis import LIMIT, TRELLIS_BITS, WINDOW, TrellisCodebook
 from tqindex.kernels.compile import inner_kernel, kernel
-from tqindex.kernels.encode import inner_product, make_room, quotient
+from tqindex.kernels.encode import inner_product, quotient
 from tqindex.kernels.product import expand_row_portable
+from tqindex.kernels.room import make_room
 from tqindex.kernels.simd_sums import CHUNK
 from tqindex.kernels.simd_trace import make_trace_back, transpose_bits
 from tqindex.kernels.simd_trellis import with_start
