@@ -184,7 +184,7 @@ def search_command(
         with _naming(file):
             # Compiles the kernels for few and for many queries, so that the rate below is the search's.
             opened.search(rows[:1], k, threads)
-            if len(rows) > FEW_QUERIES:
+            if len(rows) > 1:
                 opened.search(rows[: FEW_QUERIES + 1], k, threads)
             start = time.perf_counter()
             result = opened.search(rows, k, threads)
