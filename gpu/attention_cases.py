@@ -1,4 +1,4 @@
-"""What the roofline page counts of attention on a packed cache: logits of keys, sums of values, of any length."""
+"""What the roofline page tells of attention on a packed cache: logits of keys, sums of values, of any length."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from tqindex.codec import Codec
 from tqindex.gpu.attention import DeviceStrips, score_keys, score_means, weigh_values
-from tqindex.gpu.host.count import CountingRuntime
-from tqindex.gpu.roofline_cases import Case
+from tqindex.gpu.roofline_cases import Case, Task
+from tqindex.gpu.runtime import Runtime
 from tqindex.kernels.kv_layout import pack_strips
 
 _HEADS, _QUERIES, _PAGE = 8, 4, 64
@@ -16,32 +16,37 @@ _HEADS, _QUERIES, _PAGE = 8, 4, 64
 _READING = np.zeros(64, np.uint8), 256, 1.0
 
 
-def score_cache(runtime: CountingRuntime, codec: Codec, tokens: int) -> float:
+def score_cache(runtime: Runtime, codec: Codec, tokens: int) -> Task:
     """Compute the logits of one token's query heads, without those of exact tokens."""
-    keys = _strips(runtime, codec, _codes(codec, tokens), tokens)
-    means = runtime.upload(np.zeros((_HEADS, tokens // _PAGE, codec.dim), np.uint16))
-    queries = runtime.upload(np.ones((_HEADS, _QUERIES, codec.dim), np.float32))
-    logits = runtime.upload(np.zeros((_HEADS, _QUERIES, tokens), np.float32))
-    mean_scores = score_means(runtime, keys, means, queries)
-    score_keys(runtime, keys, queries, 0, tokens, logits, mean_scores, _PAGE)
-    return _size(keys.words, keys.norms, means, queries, logits)
+    keys, xp = _strips(runtime, codec, _codes(codec, tokens), tokens), runtime.xp
+    means = xp.zeros((_HEADS, tokens // _PAGE, codec.dim), np.uint16)
+    queries = xp.ones((_HEADS, _QUERIES, codec.dim), np.float32)
+    logits = xp.zeros((_HEADS, _QUERIES, tokens), np.float32)
+
+    def work() -> None:
+        mean_scores = score_means(runtime, keys, means, queries)
+        score_keys(runtime, keys, queries, 0, tokens, logits, mean_scores, _PAGE)
+
+    return Task(work, lambda _: _size(keys.words, keys.norms, means, queries, logits))
 
 
-def weigh_cache(runtime: CountingRuntime, codec: Codec, tokens: int) -> float:
+def weigh_cache(runtime: Runtime, codec: Codec, tokens: int) -> Task:
     """Sum up values by the weights of one token's query heads."""
     pages = _codes(codec, tokens).reshape(_HEADS, tokens // _PAGE, _PAGE, codec.dim).swapaxes(2, 3)
-    values = _strips(runtime, codec, pages, tokens)
-    weights = runtime.upload(np.ones((_HEADS, _QUERIES, tokens), np.float32))
-    out = runtime.upload(np.zeros((_HEADS, _QUERIES, codec.dim), np.float32))
-    weigh_values(runtime, values, weights, 0, tokens, out)
-    return _size(values.words, values.norms, weights, out)
+    values, xp = _strips(runtime, codec, pages, tokens), runtime.xp
+    weights = xp.ones((_HEADS, _QUERIES, tokens), np.float32)
+    out = xp.zeros((_HEADS, _QUERIES, codec.dim), np.float32)
+    return Task(
+        lambda: weigh_values(runtime, values, weights, 0, tokens, out),
+        lambda _: _size(values.words, values.norms, weights, out),
+    )
 
 
 def _codes(codec: Codec, tokens: int) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 2**codec.bits, (_HEADS, tokens, codec.dim), np.uint8)
 
 
-def _strips(runtime: CountingRuntime, codec: Codec, codes: npt.NDArray[np.uint8], tokens: int) -> DeviceStrips:
+def _strips(runtime: Runtime, codec: Codec, codes: npt.NDArray[np.uint8], tokens: int) -> DeviceStrips:
     norms = np.ones((_HEADS, tokens), np.uint16)
     return DeviceStrips.send(runtime, codec.bits, pack_strips(codes, codec.bits), norms, _READING)
 

@@ -21,8 +21,8 @@ from tqindex.gpu.runtime import Kernel, Runtime
 MAX_DIM = 8192
 #: What a block may have without asking the driver for more.
 SHARED_BYTES = 48 * 1024
-#: A block's rows share the words of the stored layout's blocks of 8 rows. A row has a warp at least, and as many as leave
-#: each thread no more coordinates than this; more rows share a block of this size where they do.
+#: A block's rows share the words of the stored layout's blocks of 8 rows. A row has one warp, or as many as leave a
+#: thread no more coordinates than this, in blocks of this size.
 _MOST_ROWS, _WARP, _MOST_SLOTS, _BLOCK = 8, 32, 32, 128
 #: Levels of a transform that a thread takes at once: so many coordinates, 2**5, of each fit in its registers.
 _MOST_LEVELS = 5

@@ -9,14 +9,18 @@
 #include "common.cuh"
 #include "codes.cuh"
 
-// Blocks of one multiprocessor: 80 registers for each thread.
-constexpr int THREADS = 256, BOUND_BLOCKS = 3, SCORE_BLOCKS = 3;
+// Blocks of one multiprocessor: 64 registers for each thread, and 80 where rows are scored in full.
+constexpr int THREADS = 256, BOUND_BLOCKS = 4, SCORE_BLOCKS = 3;
 // Coordinates of a query that are in shared memory at a time, as halves.
 constexpr int CHUNK_HALVES = 256;
 // Lanes that share a row which is scored in full; 8 rows of a warp, as a block of the leading planes has them.
 constexpr int LANES = 4, WARP_ROWS = 32 / LANES, BLOCK_ROWS = THREADS / LANES;
-// Words that a thread reads of a row before it needs the first.
+// Words that a thread reads of a row before it needs the first; for Turing's compiler more take too many registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int AHEAD = 2;
+#else
 constexpr int AHEAD = 4;
+#endif
 static_assert(CHUNK_HALVES % (AHEAD * WORD_HALVES) == 0, "what is read ahead is staged");
 // Groups of rows that a warp has, of each of which one row is likely.
 constexpr int WARP_GROUPS = 4, BLOCK_GROUPS = THREADS / 32 * WARP_GROUPS;

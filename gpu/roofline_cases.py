@@ -1,10 +1,13 @@
-"""What the roofline page counts: encoding, one query, many queries; each run at any number of rows."""
+"""What the roofline page tells of: encoding, one query, many queries; each prepared for any number of rows.
+
+The same cases are counted in the host run, at few rows, and measured on a device, at all of them (`measure.py`).
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from tqindex.codec import Codec
 from tqindex.codec.packing import BLOCK, plane_bytes
@@ -21,12 +24,26 @@ from tqindex.index.segments import ALL_LIVE, NO_IDS
 from tqindex.kernels.encoder import encode_rows
 from tqindex.kernels.rows import StoredRows
 
-Float32Array = npt.NDArray[np.float32]
-METRIC = "ip"
-RESULTS = 10
-MANY_QUERIES = 128
+_METRIC = "ip"
+_RESULTS = 10
+_MANY_QUERIES = 128
 #: Rows near to a query, by a noise of this length relative to the query's: a cosine of 0.8.
-NEAR_ROWS, DISTANCE = 20, np.float32(0.75)
+_NEAR_ROWS, _DISTANCE = 20, np.float32(0.75)
+#: Rows that are made and encoded at a time.
+_PIECE = 65_536
+
+
+class Task(NamedTuple):
+    """A case that is ready to run.
+
+    Attributes
+    ----------
+    work : function that queues it on the device
+    least_bytes : function that makes of what `work` returns the bytes that must go through device memory
+    """
+
+    work: Callable[[], Any]
+    least_bytes: Callable[[Any], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,84 +71,112 @@ class Case:
     name : str
     rows : int, for which the page tells it
     counted_rows : the sizes that are counted; the first two give the line, the third tests it
-    task : function that runs it and returns its least bytes
+    prepare : function that makes it ready
     codec : Codec
     """
 
     name: str
     rows: int
     counted_rows: tuple[int, int, int]
-    task: Callable[[CountingRuntime, Codec, int], float]
+    prepare: Callable[[Runtime, Codec, int], Task]
     codec: Codec
 
     def sample(self, rows: int) -> Sample:
         """Count it at so many rows."""
         runtime = CountingRuntime()
-        least = self.task(runtime, self.codec, rows)
-        return Sample(rows, runtime.counts, least)
+        task = self.prepare(runtime, self.codec, rows)
+        runtime.counts.clear()
+        found = task.work()
+        return Sample(rows, runtime.counts, task.least_bytes(found))
 
 
-def encode(runtime: CountingRuntime, codec: Codec, rows: int) -> float:
+class _RandomEncoder(Encoder):
+    """Does not wait for what kernels refused: nothing is wrong with random rows."""
+
+    def _check(self, rows: Any, refused: Any, name: str, first_row: int) -> None:
+        del rows, refused, name, first_row
+
+
+def encode(runtime: Runtime, codec: Codec, rows: int) -> Task:
     """Encode vectors."""
-    encoder, vectors = Encoder(runtime, codec, METRIC), _gaussian(rows, codec.dim)
-    stored = StoredRows.allocate(codec, METRIC, -(-rows // BLOCK) * BLOCK)
-    encoder.encode_rows(runtime.upload(vectors), _on_device(runtime, stored))
-    return vectors.nbytes + rows * (stored.code_bytes + stored.side_bytes)
+    encoder, vectors, codes = _encoder(runtime, codec), _gaussian(runtime, rows, codec.dim), _room(runtime, codec, rows)
+    stored = StoredRows.allocate(codec, _METRIC, BLOCK)
+    least = vectors.nbytes + rows * (stored.code_bytes + stored.side_bytes)
+    return Task(lambda: encoder.encode_rows(vectors, codes), lambda _: least)
 
 
-def search_one(runtime: CountingRuntime, codec: Codec, rows: int) -> float:
+def search_one(runtime: Runtime, codec: Codec, rows: int) -> Task:
     """Answer one query, to which some rows are near."""
-    return _search_one(runtime, codec, rows, NEAR_ROWS)
+    return _search_one(runtime, codec, rows, _NEAR_ROWS)
 
 
-def search_one_far(runtime: CountingRuntime, codec: Codec, rows: int) -> float:
+def search_one_far(runtime: Runtime, codec: Codec, rows: int) -> Task:
     """Answer one query to which all rows are alike: the worst for a shortlist."""
     return _search_one(runtime, codec, rows, 0)
 
 
-def _search_one(runtime: CountingRuntime, codec: Codec, rows: int, near: int) -> float:
-    query, vectors = _gaussian(1, codec.dim, seed=1), _gaussian(rows, codec.dim)
-    places = np.random.default_rng(2).choice(rows, near, replace=False)
-    vectors[places] = query + DISTANCE * vectors[places]
-    plan, segment = ScanPlan(codec, METRIC), _segment(runtime, codec, vectors)
-    queries = _queries(runtime, codec, query)
-    margins = deviations(plan, RESULTS, rows, EPS)
-    _, scored = scan_rows_few(runtime, plan, queries, segment, no_best(runtime, 1, RESULTS), margins)
-    plane, side = plane_bytes(codec.dim), np.dtype(np.float32).itemsize
-    sketch_side = side * (codec.kind == "prod")
-    return float(rows * (plane + side) + int(scored.sum()) * ((codec.bits - 1) * plane + sketch_side))
+def _search_one(runtime: Runtime, codec: Codec, rows: int, near: int) -> Task:
+    query, plan = _gaussian(runtime, 1, codec.dim, seed=1), ScanPlan(codec, _METRIC)
+    segment, encoder = _segment(runtime, codec, rows, query, near), _encoder(runtime, codec)
+    margins = deviations(plan, _RESULTS, rows, EPS)
+
+    def work() -> Any:
+        queries = DeviceQueries.of(runtime, codec, encoder.encode_queries(query))
+        return scan_rows_few(runtime, plan, queries, segment, no_best(runtime, 1, _RESULTS), margins).scored
+
+    def least_bytes(scored: Any) -> float:
+        plane, side = plane_bytes(codec.dim), np.dtype(np.float32).itemsize
+        in_full = (codec.bits - 1) * plane + side * (codec.kind == "prod")
+        return float(rows * (plane + side) + int(scored.sum()) * in_full)
+
+    return Task(work, least_bytes)
 
 
-def search_many(runtime: CountingRuntime, codec: Codec, rows: int) -> float:
+def search_many(runtime: Runtime, codec: Codec, rows: int) -> Task:
     """Answer many queries."""
-    segment = _segment(runtime, codec, _gaussian(rows, codec.dim))
-    queries = _queries(runtime, codec, _gaussian(MANY_QUERIES, codec.dim, seed=1))
-    scan_rows(runtime, codec, queries, segment, no_best(runtime, MANY_QUERIES, RESULTS))
+    given = _gaussian(runtime, _MANY_QUERIES, codec.dim, seed=1)
+    segment, encoder = _segment(runtime, codec, rows, given[:1], 0), _encoder(runtime, codec)
+
+    def work() -> Any:
+        queries = DeviceQueries.of(runtime, codec, encoder.encode_queries(given))
+        return scan_rows(runtime, codec, queries, segment, no_best(runtime, _MANY_QUERIES, _RESULTS))
+
     codes = segment.codes
-    arrays = codes.lead, codes.rest, codes.scales, codes.sketch_scales, queries.levels
-    return float(sum(array.nbytes for array in arrays))
+    arrays = codes.lead, codes.rest, codes.scales, codes.sketch_scales
+    least = sum(array.nbytes for array in arrays) + _MANY_QUERIES * codec.dim
+    return Task(work, lambda _: float(least))
 
 
-def _segment(runtime: Runtime, codec: Codec, vectors: Float32Array) -> DeviceSegment:
-    """Return encoded vectors on the device."""
-    rows = len(vectors)
-    stored = StoredRows.allocate(codec, METRIC, -(-rows // BLOCK) * BLOCK)
-    encode_rows(codec, vectors, METRIC, stored, threads=1)
-    no_ids, all_live = runtime.upload(NO_IDS), runtime.upload(ALL_LIVE)
-    return DeviceSegment(_on_device(runtime, stored), no_ids, all_live, 0, rows, rows)
+def _encoder(runtime: Runtime, codec: Codec) -> Encoder:
+    return _RandomEncoder(runtime, codec, _METRIC)
 
 
-def _on_device(runtime: Runtime, stored: StoredRows) -> DeviceCodes:
-    return DeviceCodes(*(runtime.upload(getattr(stored, name)) for name in ("lead", "rest", *SIDES)))
+def _gaussian(runtime: Runtime, rows: int, dim: int, seed: int = 0) -> Any:
+    return runtime.xp.random.default_rng(seed).standard_normal((rows, dim), np.float32)
 
 
-def _queries(runtime: CountingRuntime, codec: Codec, queries: Float32Array) -> DeviceQueries:
-    encoder = Encoder(runtime, codec, METRIC)
-    return DeviceQueries.of(runtime, codec, encoder.encode_queries(runtime.upload(queries)))
+def _room(runtime: Runtime, codec: Codec, rows: int) -> DeviceCodes:
+    return DeviceCodes.like(runtime, StoredRows.allocate(codec, _METRIC, BLOCK), rows)
 
 
-def _gaussian(rows: int, dim: int, seed: int = 0) -> Float32Array:
-    return np.random.default_rng(seed).standard_normal((rows, dim), np.float32)
+def _segment(runtime: Runtime, codec: Codec, rows: int, query: Any, near: int) -> DeviceSegment:
+    """Return encoded rows on the device, of which `near` among the first are near to the query."""
+    on_host = runtime.xp is np
+    stored = StoredRows.allocate(codec, _METRIC, -(-rows // BLOCK) * BLOCK if on_host else BLOCK)
+    codes = DeviceCodes.like(runtime, stored, 0 if on_host else rows)
+    for start in range(0, rows, _PIECE):
+        piece = _gaussian(runtime, min(_PIECE, rows - start), codec.dim, seed=2 + start)
+        if near and not start:
+            chosen = piece[:: len(piece) // near][:near]
+            chosen *= _DISTANCE
+            chosen += query
+        if on_host:  # where the kernels would take minutes
+            encode_rows(codec, piece, _METRIC, stored, threads=1, at=start)
+        else:
+            _encoder(runtime, codec).encode_rows(piece, codes, at=start)
+    if on_host:
+        codes = DeviceCodes(*(runtime.upload(getattr(stored, name)) for name in ("lead", "rest", *SIDES)))
+    return DeviceSegment(codes, runtime.upload(NO_IDS), runtime.upload(ALL_LIVE), 0, rows, rows)
 
 
 def all_cases() -> list[Case]:
@@ -144,7 +189,7 @@ def all_cases() -> list[Case]:
     found += [Case(f"one query, {_name(c)}", 1_000_000, sizes, search_one, c) for c in one]
     found.append(Case(f"one query, no near rows, {_name(one[4])}", 1_000_000, sizes, search_one_far, one[4]))
     many = [Codec(256), Codec(1536, bits=2), Codec(1536), Codec(1536, bits=8), Codec(1536, bits=4, kind="prod")]
-    name = f"{MANY_QUERIES} queries"
+    name = f"{_MANY_QUERIES} queries"
     found += [Case(f"{name}, {_name(c)}", 1_000_000, (512, 1024, 1536), search_many, c) for c in many]
     return found
 

@@ -6,7 +6,6 @@ about six times, where the codes are read once for 128 queries.
 """
 
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,9 +27,9 @@ _TILE_ROWS, _THREADS = 128, 256
 #: Blocks that keep any device busy. A block that keeps the best of its rows has at least so many for each of them:
 #: most of the first rows are put among the best, at the cost of about ten others.
 _BLOCKS, _ROWS_PER_RESULT = 512, 16
-#: Rows whose scores are written out before the others are scanned, where there are so many times more in all: what the
-#: best of them reach spares the others' blocks most of the work of keeping their own.
-_FIRST_ROWS, _FIRST_SHARE = 8192, 8
+#: Of many rows this share comes first, at most so many, and their scores are written out: what the best of them reach
+#: spares the blocks that scan the others most of the work of keeping their own.
+_LEAST_SHARED, _FIRST_SHARE, _MOST_FIRST = 65_536, 32, 32_768
 #: The key of -inf: score_key of common.cuh.
 _NO_KEY = 0xFF800000
 #: Bytes of a matrix of scores.
@@ -104,17 +103,20 @@ def scan_rows(runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: D
     if not k or not count or not len(queries):
         return best
     numbers = list_live(runtime, segment) if segment.live.size else None
-    keep = room_kept(k)
-    step = _FIRST_ROWS if keep else matrix_rows(len(queries), k)
-    is_long = count > _FIRST_SHARE * _FIRST_ROWS
-    written = (_FIRST_ROWS if is_long else 0) if keep else count
+    keep, step = room_kept(k), matrix_rows(len(queries), k)
+    written = min(count_first(count), step) if keep else count
     for start in range(0, written, step):
-        part = _part(start, min(start + step, count), numbers)
+        part = _part(start, min(start + step, written), numbers)
         best = keep_best(runtime, best, _write_scores(runtime, codec, queries, segment, part))
     if written < count:
         part = _part(written, count, numbers)
         best = keep_best(runtime, best, _scan_kept(runtime, codec, queries, segment, part, best, keep))
     return best
+
+
+def count_first(count: int) -> int:
+    """Return how many of so many rows are scanned before the others."""
+    return min(count // _FIRST_SHARE, _MOST_FIRST) if count >= _LEAST_SHARED else 0
 
 
 def _part(start: int, stop: int, numbers: Any) -> Part:

@@ -4,6 +4,7 @@ A `.cu` file may hold the line `#include "common.cuh"` and no other include: NVR
 """
 
 import functools
+import hashlib
 import re
 from pathlib import Path
 
@@ -47,3 +48,11 @@ def kernel_names(source: str) -> list[str]:
 def define_options(kernel: Kernel) -> tuple[str, ...]:
     """Return the options of a specialisation, alike for NVRTC and g++."""
     return tuple(f"-D{name}={value}" for name, value in kernel.defines)
+
+
+def hash_sources() -> str:
+    """Return a hash of the kernels' sources."""
+    digest = hashlib.sha256()
+    for path in sorted([*_HERE.glob("*.cu"), *_HERE.glob("*.cuh")]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

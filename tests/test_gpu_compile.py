@@ -43,7 +43,8 @@ MOST_REGISTERS = {
     "add_sums": 64,
 }
 MOST_SHARED_BYTES = 48 * 1024
-WITH_DP4A = {"order_queries", "scan_tiles", "bound_rows", "score_rows", "score_survivors", "score_keys", "weigh_values"}
+WITH_DP4A = {"order_queries", "bound_rows", "score_rows", "score_survivors", "score_keys", "weigh_values"}
+WITH_MMA = {"scan_tiles"}
 
 
 def modules(*kernels: Kernel) -> list[Module]:
@@ -75,6 +76,7 @@ def problems(module: Module, architecture: int) -> list[str]:
             "registers": used.registers <= MOST_REGISTERS[name],
             "shared memory": used.shared_bytes <= MOST_SHARED_BYTES,
             "dp4a": ("dp4a" in entry(made.ptx, name)) == (name in WITH_DP4A),
+            "mma": ("mma.sync" in entry(made.ptx, name)) == (name in WITH_MMA),
         }
         found += [
             f"{rule}: {name} of {module}, sm_{architecture}: {used}" for rule, holds in rules.items() if not holds
@@ -97,7 +99,7 @@ def all_problems(pairs: Iterable[tuple[Module, int]]) -> list[str]:
 def principal() -> list[Kernel]:
     """What most indexes use."""
     encoding = Form.of(Codec(1536, bits=4)).kernel("encode_rows")
-    usual = {"CODE_BITS": 4, "SKETCH": 0, "KEEP": 32, "QUERIES": 4}
+    usual = {"CODE_BITS": 4, "SKETCH": 0, "KEEP": 16, "QUERIES": 4}
     return [encoding, *(kernel for kernel in scanning() if dict(kernel.defines).items() <= usual.items())]
 
 

@@ -9,9 +9,11 @@ from tqindex.codec import Codec
 from tqindex.gpu import roofline
 from tqindex.gpu.attention_cases import attention_cases
 from tqindex.gpu.host.count import ArrayTraffic, Counts
+from tqindex.gpu.measure import Measured
 from tqindex.gpu.roofline import CHIPS, Profile, Result, evaluate, write_page
 from tqindex.gpu.roofline_cases import Case, Sample, all_cases, encode, search_one
 from tqindex.gpu.runtime import Kernel
+from tqindex.gpu.sources import hash_sources
 
 A100, CACHE = CHIPS[0], CHIPS[0].cache_bytes
 NOTHING = ArrayTraffic(0, 0, 0, 0)
@@ -19,7 +21,7 @@ NOTHING = ArrayTraffic(0, 0, 0, 0)
 
 def counts(size: int, once: int, each: int, integers: int = 0, name: str = "one", turns: int = 0) -> Counts:
     """Counts of a kernel that reads one argument and does arithmetic."""
-    operations = {"loads": 0, "stores": 0, "dp4a": 0, "shuffles": 0, "votes": 0, "barriers": 0}
+    operations = {"loads": 0, "stores": 0, "dp4a": 0, "shuffles": 0, "votes": 0, "barriers": 0, "mma": 0}
     loads = ArrayTraffic(each, each, each, once)
     return Counts(
         Kernel("one.cu", name),
@@ -89,10 +91,16 @@ def test_launches_of_a_kernel_are_added_up() -> None:
     assert profiles["two"].moved_bytes(CACHE) == 5
 
 
-def test_the_page_says_that_nothing_was_measured() -> None:
+def test_the_page_tells_what_is_computed_and_what_was_measured() -> None:
     result = Result(all_cases()[0], 1e6, {"one": Profile.of(counts(100, 10**6, 0, 10**6))}, 0.01)
-    page = write_page([result])
-    assert "**Computed, not measured: no kernel has run on a GPU yet.**" in page
+    device = {"name": "A chip", "driver": "13.0", "cuda": "13.2", "cupy": "14"}
+    given = {result.case.name: [0.003, 0.001, 0.0015]}
+    pages = [write_page([result], None), write_page([result], Measured(device, hash_sources(), given))]
+    pages.append(write_page([result], Measured(device, "of others", {})))
+    assert ["A chip, measured" in page for page in pages] == [False, True, True]
+    assert ["have changed since" in page for page in pages] == [False, False, True]
+    assert ["| 1.500 ms |" in page for page in pages] == [False, True, False]
+    page = pages[1]
     assert "| `one` | 1.0 MB | 0.000 |" in page
     for chip in CHIPS:
         assert chip.name in page
@@ -105,7 +113,7 @@ def test_the_page_says_that_nothing_was_measured() -> None:
 
 def test_the_committed_page_is_of_these_cases_and_chips() -> None:
     page = (Path(roofline.__file__).parent / "ROOFLINE.md").read_text()
-    empty = write_page([])
+    empty = write_page([], Measured.read())
     assert page[: page.index("| case |")] == empty[: empty.index("| case |")]
     assert page[page.index("| chip |") :] == empty[empty.index("| chip |") :]
     first_table = page[page.index("| case |") : page.index("## Kernel")].splitlines()[2:]

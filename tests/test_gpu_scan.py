@@ -14,7 +14,7 @@ from tqindex.gpu.best import Best, Candidates, join_best, keep_best, no_best
 from tqindex.gpu.codes import DeviceQueries
 from tqindex.gpu.host.runtime import HostRuntime
 from tqindex.gpu.rows import DeviceRows
-from tqindex.gpu.scan import inner_product, matrix_rows, plan_grid, room_kept, scan_rows, score_rows
+from tqindex.gpu.scan import count_first, inner_product, matrix_rows, plan_grid, room_kept, scan_rows, score_rows
 from tqindex.index import segments as index_segments
 from tqindex.index.filters import allowed_segments
 from tqindex.index.plan import ScanPlan
@@ -236,6 +236,18 @@ def test_a_grid_covers_all_rows_and_queries(k: int) -> None:
             assert grid.tiles * per_tile >= nq
             assert grid.rows_per_part % 128 == 0
             assert grid.parts * grid.tiles < 2**31
+
+
+def test_some_of_many_rows_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [count_first(rows) for rows in (0, 65_535, 65_536, 1_000_000, 2**31)] == [0, 0, 2048, 31_250, 32_768]
+    index, queries = made_index(300, 64, bits=4, codec="mse"), queries_for(9, 64)
+    segments = index._rows.all_segments()
+    expected = scanned(HOST, index, segments, queries, 10)
+    monkeypatch.setattr(gpu_scan, "_LEAST_SHARED", 300)
+    monkeypatch.setattr(gpu_scan, "_FIRST_SHARE", 2)
+    found = scanned(HOST, index, segments, queries, 10)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_room_for_results() -> None:

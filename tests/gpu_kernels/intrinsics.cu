@@ -1,4 +1,5 @@
 // One kernel for each group of CUDA's functions that the shim offers; test_gpu_intrinsics.py knows what they return.
+#include "tensor.cuh"
 
 extern "C" __global__ void shuffle(int kind, int width, const int* operands, const int* values, int* out) {
   const int lane = threadIdx.x, value = values[lane], operand = operands[lane];
@@ -109,4 +110,15 @@ extern "C" __global__ void uninitialised(int* out) {
   __shared__ int kept[4];
   out[blockIdx.x] = kept[blockIdx.x & 3];
   kept[blockIdx.x & 3] = 0;
+}
+
+// A lane's parts of the matrices, one after the other: rows (32, 4), columns (32, 2), sums (32, 4).
+extern "C" __global__ void multiply(const unsigned* rows, const unsigned* columns, int* sums) {
+  const int lane = threadIdx.x;
+  unsigned own_rows[4], own_columns[2];
+  int own_sums[4];
+  for (int i = 0; i < 4; ++i) own_rows[i] = rows[4 * lane + i], own_sums[i] = sums[4 * lane + i];
+  for (int i = 0; i < 2; ++i) own_columns[i] = columns[2 * lane + i];
+  multiply_add(own_sums, own_rows, own_columns);
+  for (int i = 0; i < 4; ++i) sums[4 * lane + i] = own_sums[i];
 }
