@@ -1,11 +1,15 @@
 // Codes in the stored layout (tqindex.kernels.rows.StoredRows), and the integers and scores that they give.
-// CODE_BITS: planes of the codebook's code; SKETCH: whether one more plane holds sketch signs (kind "prod").
+// CODE_BITS: planes of the codebook's code; SKETCH: whether one more plane holds sketch signs (kind "prod"); TRELLIS:
+// whether a coordinate's level is decided by the bits before its own too (kind "trellis").
 
 #ifndef CODE_BITS
 #define CODE_BITS 4
 #endif
 #ifndef SKETCH
 #define SKETCH 0
+#endif
+#ifndef TRELLIS
+#define TRELLIS 0
 #endif
 
 // Coordinates of a half, four bytes of a plane; their levels are 8 words. Word 2 i has those of the coordinates i, i + 4,
@@ -122,11 +126,84 @@ __device__ __forceinline__ void look_up_nibbles(unsigned codes, const unsigned* 
   }
 }
 
+// Bytes of two nibbles each, those of coordinates 8 j + i and 8 j + 4 + i in the words of places i.
+struct Bytes {
+  unsigned even, odd;
+
+  __device__ __forceinline__ Bytes(unsigned upper, unsigned lower)
+      : even((upper & 0x0f0f0f0fu) << 4 | (lower & 0x0f0f0f0fu)),
+        odd((upper & 0xf0f0f0f0u) | (lower >> 4 & 0x0f0f0f0fu)) {}
+  // In the order of levels, those of word 2 i and of word 2 i + 1.
+  __device__ __forceinline__ unsigned first() const { return __byte_perm(even, odd, 0x5140); }
+  __device__ __forceinline__ unsigned second() const { return __byte_perm(even, odd, 0x7362); }
+};
+
+#if TRELLIS
+// The codes of the three coordinates before a half, the nearest in the lowest nibble: of a row's first half its start,
+// 8 - CODE_BITS bits, which are the lowest of its scale (tqindex.codec.trellis).
+__device__ __forceinline__ unsigned load_history(const Codes& codes, long long row, int half, float scale) {
+  unsigned history = 0;
+  if (half == 0) {
+    const unsigned start = __float_as_uint(scale) & 0xff;
+#pragma unroll
+    for (int before = 0; before < 3; ++before)
+      history |= (start >> CODE_BITS * before & ((1u << CODE_BITS) - 1)) << 4 * before;
+    return history;
+  }
+#pragma unroll
+  for (int plane = 0; plane < CODE_BITS; ++plane) {
+    const unsigned bits = load_half(codes, plane, row, half - 1);
+#pragma unroll
+    for (int before = 0; before < 3; ++before)
+      history |= (bits >> (HALF - 1 - before) & 1) << (4 * before + CODE_BITS - 1 - plane);
+  }
+  return history;
+}
+
+// A half's codes on their way to levels. Of nibbles in words of places i the coordinates before are in the words before;
+// before the first, in the last ones, one nibble further.
+struct Gathered {
+  unsigned codes[4 + 3];  // of places -3 to 3
+
+  __device__ __forceinline__ void gather(const unsigned* halves, unsigned history) {
+    unsigned own[4];
+    gather_codes<CODE_BITS>(halves, own);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) codes[3 + i] = own[i];
+#pragma unroll
+    for (int before = 1; before <= 3; ++before)
+      codes[3 - before] = own[4 - before] << 4 | (history >> 4 * (before - 1) & 15);
+  }
+
+  // table: int8 levels by windows, in shared memory
+  __device__ __forceinline__ void look_up_pair(int i, const unsigned* table, int* levels) const {
+    const unsigned now = codes[3 + i], last = codes[2 + i], second = codes[1 + i], third = codes[i];
+    const unsigned upper = CODE_BITS == 4   ? last
+                           : CODE_BITS == 3 ? (second & 0x33333333u) << 2 | (last >> 1 & 0x33333333u)
+                                            : third << 2 | second;
+    const unsigned lower = CODE_BITS == 4 ? now : CODE_BITS == 3 ? (last & 0x11111111u) << 3 | now : last << 2 | now;
+    const Bytes windows(upper, lower);
+    levels[0] = look_up_windows(windows.first(), table);
+    levels[1] = look_up_windows(windows.second(), table);
+  }
+
+ private:
+  __device__ __forceinline__ static int look_up_windows(unsigned windows, const unsigned* table) {
+    const unsigned char* levels = reinterpret_cast<const unsigned char*>(table);
+    unsigned found = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) found |= (unsigned)levels[windows >> 8 * i & 255] << 8 * i;
+    return (int)found;
+  }
+};
+#else
+__device__ __forceinline__ unsigned load_history(const Codes&, long long, int, float) { return 0; }
+
 // A half's codes on their way to levels: words 2 i and 2 i + 1 of them come from codes[i], of 8 bits from two.
 struct Gathered {
   unsigned codes[CODE_BITS == 8 ? 8 : 4];
 
-  __device__ __forceinline__ void gather(const unsigned* halves) {
+  __device__ __forceinline__ void gather(const unsigned* halves, unsigned) {
     unsigned upper[4];
     gather_codes<(CODE_BITS == 8 ? 4 : CODE_BITS)>(halves, upper);
 #pragma unroll
@@ -140,22 +217,32 @@ struct Gathered {
 
   __device__ __forceinline__ void look_up_pair(int i, const unsigned* table, int* levels) const {
 #if CODE_BITS == 8
-    // Of nibbles to the halves of bytes, those of coordinates 8 j + i and 8 j + 4 + i.
-    const unsigned even = (codes[i] & 0x0f0f0f0fu) << 4 | (codes[4 + i] & 0x0f0f0f0fu);
-    const unsigned odd = (codes[i] & 0xf0f0f0f0u) | (codes[4 + i] >> 4 & 0x0f0f0f0fu);
-    levels[0] = (int)(__byte_perm(even, odd, 0x5140) ^ 0x80808080u);
-    levels[1] = (int)(__byte_perm(even, odd, 0x7362) ^ 0x80808080u);
+    const Bytes bytes(codes[i], codes[4 + i]);
+    levels[0] = (int)(bytes.first() ^ 0x80808080u);
+    levels[1] = (int)(bytes.second() ^ 0x80808080u);
 #else
     look_up_nibbles<CODE_BITS>(codes[i], table, levels);
 #endif
   }
 };
+#endif
+
+// How kernels keep the codebook's levels: those of up to 4 bits in registers, those of a trellis in shared memory.
+constexpr int LEVEL_WORDS = TRELLIS ? 64 : 4;
+#if TRELLIS
+#define KEEP_LEVELS(table, levels)                                                        \
+  __shared__ unsigned table[LEVEL_WORDS];                                                 \
+  for (int i = threadIdx.x; i < LEVEL_WORDS; i += blockDim.x) table[i] = levels[i];
+#else
+#define KEEP_LEVELS(table, levels) \
+  const unsigned table[LEVEL_WORDS] = {levels[0], levels[1], levels[2], levels[3]};
+#endif
 
 // The signs of a sketch, as 0 and 1, in the order of levels.
 struct GatheredSigns {
   unsigned codes[4];
 
-  __device__ __forceinline__ void gather(const unsigned* halves) { gather_codes<1>(halves + CODE_BITS, codes); }
+  __device__ __forceinline__ void gather(const unsigned* halves, unsigned) { gather_codes<1>(halves + CODE_BITS, codes); }
   __device__ __forceinline__ void look_up_pair(int i, const unsigned*, int* signs) const {
     const unsigned bits[2] = {0x0100u, 0};
     look_up_nibbles<1>(codes[i], bits, signs);

@@ -11,13 +11,14 @@ from tqindex.codec.codebook import WIDTHS
 from tqindex.codec.codec import PROD_BITS
 from tqindex.codec.codes import QueryCodes
 from tqindex.codec.packing import plane_bytes
+from tqindex.codec.trellis import TRELLIS_BITS
 from tqindex.gpu.rows import DeviceCodes, DeviceSegment
 from tqindex.gpu.runtime import Kernel, Runtime
 
 _THREADS = 256
 #: Coordinates are padded with zeros to what is in shared memory at a time.
 _CHUNK = 128
-_LEVELS = 16
+_LEVELS, _UNIFORM_BITS = 16, 8
 _ORDER_QUERIES, _LIST_LIVE = Kernel("codes.cu", "order_queries"), Kernel("codes.cu", "list_live")
 
 
@@ -31,7 +32,7 @@ class DeviceQueries:
         Of every 32 coordinates 0, 4, 8, 12, then 16, 20, 24, 28, then 1, 5, ...: as `codes.cuh` expands codes.
     reals : float32 (nq, 3), step, sketch step and bias
     integers : int32 (nq, 3), sum, sketch sum and sum of squares of the levels
-    table : uint32 (4,), the codebook's int8 levels
+    table : uint32, the codebook's int8 levels as `level_table` has them
     """
 
     levels: Any
@@ -75,10 +76,10 @@ class DeviceQueries:
 
 
 def level_table(codec: Codec) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    """Return a codebook's levels as the kernels look them up, uint32 (4,); 8 bits need none."""
-    table = np.zeros(_LEVELS, np.int8)
-    if codec.codebook.bits < 8:
-        table[: len(codec.codebook.levels)] = codec.codebook.levels
+    """Return a codebook's levels as the kernels look them up, uint32 (4,), of a trellis (64,); 8 bits need none."""
+    levels = codec.codebook.levels if codec.codebook.bits < _UNIFORM_BITS else np.empty(0, np.int8)
+    table = np.zeros(max(_LEVELS, len(levels)), np.int8)
+    table[: len(levels)] = levels
     return table.view(np.uint32)
 
 
@@ -92,13 +93,16 @@ def row_arguments(codec: Codec, codes: DeviceCodes) -> tuple[Any, ...]:
 
 def code_defines(codec: Codec) -> tuple[tuple[str, int], ...]:
     """Return the macros of `codes.cuh` for a codec."""
-    return ("CODE_BITS", codec.codebook.bits), ("SKETCH", int(codec.kind == "prod"))
+    defines = ("CODE_BITS", codec.codebook.bits), ("SKETCH", int(codec.kind == "prod"))
+    return (*defines, ("TRELLIS", 1)) if codec.kind == "trellis" else defines
 
 
 def every_defines() -> Iterator[tuple[tuple[str, int], ...]]:
     """Yield what `code_defines` may return."""
     for bits, sketch in (*((bits, 0) for bits in WIDTHS), *((bits - 1, 1) for bits in PROD_BITS)):
         yield ("CODE_BITS", bits), ("SKETCH", sketch)
+    for bits in TRELLIS_BITS:
+        yield ("CODE_BITS", bits), ("SKETCH", 0), ("TRELLIS", 1)
 
 
 def specialisations() -> Iterator[Kernel]:

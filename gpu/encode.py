@@ -179,16 +179,8 @@ class Tables:
 
     @classmethod
     def of(cls, codec: Codec) -> "Tables":
-        """Return a codec's tables, on the host.
-
-        Raises
-        ------
-        ArgumentError
-            The GPU has no kernels for the kind.
-        """
+        """Return a codec's tables, on the host; what only rows need is left out where the CPU alone encodes them."""
         book = codec.codebook
-        if not isinstance(book, Codebook):
-            raise ArgumentError(f"kind must be 'mse' or 'prod' on a GPU, got {codec.kind!r}: use the CPU")
         projections = [codec.rotate, codec.sketch_projection]
         rotations = [projection for projection in projections if isinstance(projection, HadamardRotation)]
         matrices = [projection.columns for projection in projections if isinstance(projection, MatrixProjection)]
@@ -200,7 +192,7 @@ class Tables:
             np.stack(signs) if rotations else np.empty(0, np.uint32),
             np.stack(matrices) if matrices else np.empty(0, np.float32),
             np.empty(0, np.float32) if codec.center is None else codec.center,
-            np.empty(0, np.float32) if book.offset else _lay_out_book(book),
+            _lay_out_book(book) if isinstance(book, Codebook) and not book.offset else np.empty(0, np.float32),
         )
 
     def on(self, runtime: Runtime) -> tuple[Any, ...]:
@@ -281,11 +273,14 @@ class Encoder:
         Raises
         ------
         ArgumentError
-            The codec's effort is "search", which only the CPU has.
+            The codec's effort is "search", or its kind "trellis": the CPU encodes these. (A search for the best path
+            keeps 16 to 64 costs of a row, one step after the other; it would leave a GPU's threads waiting.)
         VectorError
             Wrong shape or dtype, NaN or inf, a zero vector under "cosine", or a norm above 2**60.
         """
         codec = self._codec
+        if codec.kind == "trellis":
+            raise ArgumentError("codec must be 'mse' or 'prod' to encode on a GPU, got 'trellis': encode on the CPU")
         if codec.effort != "plain":
             raise ArgumentError(f"effort must be 'plain' to encode on a GPU, got {codec.effort!r}: encode on the CPU")
         rows = self._contiguous(rows, "vectors")

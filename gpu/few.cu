@@ -15,13 +15,8 @@ constexpr int THREADS = 256, BOUND_BLOCKS = 4, SCORE_BLOCKS = 3;
 constexpr int CHUNK_HALVES = 256;
 // Lanes that share a row which is scored in full; 8 rows of a warp, as a block of the leading planes has them.
 constexpr int LANES = 4, WARP_ROWS = 32 / LANES, BLOCK_ROWS = THREADS / LANES;
-// Words that a thread reads of a row before it needs the first; for Turing's compiler more take too many registers.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr int AHEAD = 2;
-#else
+// Words that a thread reads of a row before it needs the first.
 constexpr int AHEAD = 4;
-#endif
-static_assert(CHUNK_HALVES % (AHEAD * WORD_HALVES) == 0, "what is read ahead is staged");
 // Groups of rows that a warp has, of each of which one row is likely.
 constexpr int WARP_GROUPS = 4, BLOCK_GROUPS = THREADS / 32 * WARP_GROUPS;
 // What float32 sums of scores may differ by, relative to their largest part (tqindex.kernels.cascade).
@@ -82,6 +77,10 @@ struct BitSums {
     const int query[STEPS] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
     for (int i = 0; i < STEPS; ++i) steps[i] = __dp4a((int)(bits & 0x01010101u << i), query[i], steps[i]);
+  }
+  __device__ void add_word(unsigned long long word, const int4* query) {
+    add((unsigned)word, query[0], query[1]);
+    add((unsigned)(word >> HALF), query[2], query[3]);
   }
   __device__ int total() const {
     int sum = -(steps[STEPS - 1] >> (STEPS - 1));
@@ -166,17 +165,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, BOUND_BLOCKS)
       }
       if (!is_live) continue;
       const int last = min(first + CHUNK_HALVES, (width + 3) / 4);
-      for (int half = first; half < last; half += AHEAD * WORD_HALVES) {
-        unsigned long long words[AHEAD];
+      const int last_ahead = min(last, (width >> 3) * WORD_HALVES) - AHEAD * WORD_HALVES;
+      const auto* words = reinterpret_cast<const unsigned long long*>(block) + row % STORED_BLOCK;
+      int half = first;
+      for (; half <= last_ahead; half += AHEAD * WORD_HALVES) {
+        unsigned long long ahead[AHEAD];
 #pragma unroll
-        for (int i = 0; i < AHEAD; ++i)
-          words[i] = load_lead_word(block, row % STORED_BLOCK, width, half / WORD_HALVES + i);
+        for (int i = 0; i < AHEAD; ++i) ahead[i] = words[STORED_BLOCK * (half / WORD_HALVES + i)];
 #pragma unroll
-        for (int i = 0; i < AHEAD; ++i) {
-          const int4* at = staged + 2 * (half - first + i * WORD_HALVES);
-          sums.add((unsigned)words[i], at[0], at[1]);
-          sums.add((unsigned)(words[i] >> HALF), at[2], at[3]);
-        }
+        for (int i = 0; i < AHEAD; ++i) sums.add_word(ahead[i], staged + 2 * (half - first + i * WORD_HALVES));
+      }
+#pragma unroll 1
+      for (; half < last; half += WORD_HALVES) {
+        const unsigned long long word = load_lead_word(block, row % STORED_BLOCK, width, half / WORD_HALVES);
+        sums.add_word(word, staged + 2 * (half - first));
       }
     }
     float bound = no_score();
@@ -252,11 +254,12 @@ struct Staged {
 
 // The product of a half, or that of its signs, with a query, added to a sum.
 template <class Expansion>
-__device__ __forceinline__ int dot_half(const unsigned* halves, const unsigned* table, const int4* query, int sum) {
+__device__ __forceinline__ int dot_half(const unsigned* halves, unsigned history, const unsigned* table,
+                                        const int4* query, int sum) {
   const int4 low = query[0], high = query[1];
   const int words[STEPS] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
   Expansion gathered;
-  gathered.gather(halves);
+  gathered.gather(halves, history);
 #pragma unroll
   for (int step = 0; step < STEPS; step += 2) {
     int levels[2];
@@ -270,6 +273,7 @@ __device__ __forceinline__ int dot_half(const unsigned* halves, const unsigned* 
 __device__ float score_row(const Codes& codes, const Sides& sides, unsigned row, const Query& query,
                            const unsigned* table, const Staged& staged) {
   const int part = threadIdx.x % 32 / WARP_ROWS;
+  const float scale = row == NO_ROW ? 0.f : sides.scales[row];
   int product = 0, signs = 0;
   for (int first = 0; first < query.halves; first += CHUNK_HALVES) {
     if (query.halves > CHUNK_HALVES) {
@@ -283,9 +287,10 @@ __device__ float score_row(const Codes& codes, const Sides& sides, unsigned row,
       unsigned bits[PLANES];
 #pragma unroll
       for (int plane = 0; plane < PLANES; ++plane) bits[plane] = load_half(codes, plane, row, half);
-      product = dot_half<Gathered>(bits, table, staged.levels + 2 * (half - first), product);
+      const unsigned history = load_history(codes, row, half, scale);
+      product = dot_half<Gathered>(bits, history, table, staged.levels + 2 * (half - first), product);
 #if SKETCH
-      signs = dot_half<GatheredSigns>(bits, table, staged.sketch_levels + 2 * (half - first), signs);
+      signs = dot_half<GatheredSigns>(bits, history, table, staged.sketch_levels + 2 * (half - first), signs);
 #endif
     }
   }
@@ -295,7 +300,7 @@ __device__ float score_row(const Codes& codes, const Sides& sides, unsigned row,
     if (SKETCH) signs += __shfl_xor_sync(WHOLE_WARP, signs, apart);
   }
   if (row == NO_ROW) return no_score();
-  float score = level_score(sides.scales[row], query.sides, product);
+  float score = level_score(scale, query.sides, product);
   if (SKETCH) score += sketch_score(sides.sketch_scales[row], query.sides, signs);
   if (sides.has_offsets) score += sides.offsets[row];
   return score + query.sides.bias;
@@ -316,7 +321,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, SCORE_BLOCKS)
   __shared__ int4 staged_levels[2 * CHUNK_HALVES], staged_sketch[SKETCH ? 2 * CHUNK_HALVES : 1];
   const Codes codes = {lead, rest, blocks, leading, width};
   const Sides sides = {scales, sketch_scales, offsets, has_offsets};
-  const unsigned table[4] = {levels[0], levels[1], levels[2], levels[3]};
+  KEEP_LEVELS(table, levels)
   const long long q = blockIdx.y;
   const Query query = {queries + q * depth, sketch_queries + SKETCH * q * depth, depth / HALF,
                        load_sides(reals, integers, q)};
@@ -350,7 +355,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, SCORE_BLOCKS)
   if ((long long)blockIdx.x * BLOCK_ROWS >= count) return;  // a whole block
   const Codes codes = {lead, rest, blocks, leading, width};
   const Sides sides = {scales, sketch_scales, offsets, has_offsets};
-  const unsigned table[4] = {levels[0], levels[1], levels[2], levels[3]};
+  KEEP_LEVELS(table, levels)
   const Query query = {queries + q * depth, sketch_queries + SKETCH * q * depth, depth / HALF,
                        load_sides(reals, integers, q)};
   const Staged staged = {staged_levels, staged_sketch};

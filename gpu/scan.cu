@@ -11,7 +11,7 @@
 constexpr int THREADS = 256, MOST_BLOCKS = 2;  // of one multiprocessor: 128 registers for each thread
 // Rows and queries of a product of the tensor cores; of a warp's rows, and columns of 8 queries (scan.py: tile_queries).
 constexpr int WARP_ROWS = 16, COLUMN = 8, TILE_ROWS = THREADS / 32 * WARP_ROWS;
-constexpr int TILE_QUERIES = KEEP > 16 ? 32 : SKETCH || CODE_BITS == 8 ? 64 : 128, COLUMNS = TILE_QUERIES / COLUMN;
+constexpr int TILE_QUERIES = KEEP > 16 ? 32 : SKETCH || TRELLIS || CODE_BITS == 8 ? 64 : 128, COLUMNS = TILE_QUERIES / COLUMN;
 // Whether a lane has registers for what it needs next.
 constexpr bool LOADS_AHEAD = CODE_BITS < 8;
 // Columns between which a warp may stop, where there are no more queries.
@@ -31,19 +31,27 @@ __device__ __forceinline__ int pair() { return threadIdx.x % 4; }
 
 // The rows of a lane, NO_ROW for none; where no row is, the first is read and what comes of it is not used.
 typedef unsigned OwnRows[OWN_ROWS];
-typedef unsigned Halves[OWN_ROWS][PLANES];
+struct Halves {
+  unsigned planes[OWN_ROWS][PLANES], history[OWN_ROWS];
+};
 
 // Load of each own row the half first + pair(): the four lanes of a row have one each.
 template <bool SIGNS>
-__device__ __forceinline__ void load_halves(const Codes& codes, const OwnRows& rows, int first, Halves& halves) {
+__device__ __forceinline__ void load_halves(const Codes& codes, const float* scales, const OwnRows& rows, int first,
+                                            Halves& halves) {
   constexpr int BEGIN = SIGNS ? CODE_BITS : 0, END = SIGNS ? PLANES : CODE_BITS;
   const unsigned half = first + pair(), width = codes.width;
+#pragma unroll
+  for (int i = 0; i < OWN_ROWS; ++i) {
+    const unsigned row = rows[i] == NO_ROW ? 0 : rows[i];
+    halves.history[i] = load_history(codes, row, half, TRELLIS ? scales[row] : 0.f);
+  }
   if (width % 4 || 4 * (first + CHUNK_HALVES) > (width & ~7u)) {
 #pragma unroll
     for (int i = 0; i < OWN_ROWS; ++i)
 #pragma unroll
       for (int plane = BEGIN; plane < END; ++plane)
-        halves[i][plane] = load_half(codes, plane, rows[i] == NO_ROW ? 0 : rows[i], half);
+        halves.planes[i][plane] = load_half(codes, plane, rows[i] == NO_ROW ? 0 : rows[i], half);
     return;
   }
   // Of both layouts these are whole words.
@@ -58,7 +66,7 @@ __device__ __forceinline__ void load_halves(const Codes& codes, const OwnRows& r
     for (int plane = BEGIN; plane < END; ++plane) {
       const unsigned char* at = plane < codes.leading ? lead + plane * codes.blocks * (STORED_BLOCK * width)
                                                       : rest + (plane - codes.leading) * width;
-      halves[i][plane] = *reinterpret_cast<const unsigned*>(at);
+      halves.planes[i][plane] = *reinterpret_cast<const unsigned*>(at);
     }
   }
 }
@@ -92,8 +100,9 @@ __device__ __forceinline__ void stage_queries(const Queries& queries, int first,
 // A warp's products of its rows and the tile's queries; with the levels, or with the signs as bits. The order in which
 // coordinates come does not matter: a lane takes those of one half of its rows, of queries the same.
 template <bool SIGNS, class Expansion>
-__device__ __forceinline__ void multiply_tile(const Codes& codes, const OwnRows& rows, const Queries& queries,
-                                              const unsigned* table, int2* staged, int (&sums)[COLUMNS][OWN]) {
+__device__ __forceinline__ void multiply_tile(const Codes& codes, const float* scales, const OwnRows& rows,
+                                              const Queries& queries, const unsigned* table, int2* staged,
+                                              int (&sums)[COLUMNS][OWN]) {
   const int2* own = staged + group() * (LINE / 2) + pair() * (STEPS / 2);
   const int halves = queries.depth / HALF;
   Halves now, next;
@@ -101,20 +110,20 @@ __device__ __forceinline__ void multiply_tile(const Codes& codes, const OwnRows&
   for (int column = 0; column < COLUMNS; ++column)
 #pragma unroll
     for (int i = 0; i < OWN; ++i) sums[column][i] = 0;
-  if (LOADS_AHEAD) load_halves<SIGNS>(codes, rows, 0, now);
+  if (LOADS_AHEAD) load_halves<SIGNS>(codes, scales, rows, 0, now);
 #pragma unroll 1
   for (int first = 0; first < halves; first += CHUNK_HALVES) {
     __syncthreads();  // what was staged before has been read
     stage_queries<SIGNS>(queries, first, staged);
     if (LOADS_AHEAD) {
-      if (first + CHUNK_HALVES < halves) load_halves<SIGNS>(codes, rows, first + CHUNK_HALVES, next);
+      if (first + CHUNK_HALVES < halves) load_halves<SIGNS>(codes, scales, rows, first + CHUNK_HALVES, next);
     } else {
-      load_halves<SIGNS>(codes, rows, first, now);
+      load_halves<SIGNS>(codes, scales, rows, first, now);
     }
     __syncthreads();
     Expansion own_codes[OWN_ROWS];
 #pragma unroll
-    for (int i = 0; i < OWN_ROWS; ++i) own_codes[i].gather(now[i]);
+    for (int i = 0; i < OWN_ROWS; ++i) own_codes[i].gather(now.planes[i], now.history[i]);
 #pragma unroll
     for (int step = 0; step < STEPS; step += 2) {
       int of_row[OWN_ROWS][2];
@@ -130,11 +139,7 @@ __device__ __forceinline__ void multiply_tile(const Codes& codes, const OwnRows&
         multiply_add(sums[column], levels, query);
       }
     }
-    if (!LOADS_AHEAD) continue;
-#pragma unroll
-    for (int i = 0; i < OWN_ROWS; ++i)
-#pragma unroll
-      for (int plane = 0; plane < PLANES; ++plane) now[i][plane] = next[i][plane];
+    if (LOADS_AHEAD) now = next;
   }
 }
 
@@ -177,13 +182,13 @@ __device__ __forceinline__ void score_tile(const Codes& codes, const Sides& side
                                            const Queries& queries, const QuerySides* query_sides,
                                            const unsigned* table, int2* staged, float (&scores)[COLUMNS][OWN]) {
   int sums[COLUMNS][OWN];
-  multiply_tile<false, Gathered>(codes, rows, queries, table, staged, sums);
+  multiply_tile<false, Gathered>(codes, sides.scales, rows, queries, table, staged, sums);
 #if SKETCH
   change_scores(sides, rows, query_sides, sums, scores,
                 [](float, int product, const QuerySides& query, const RowSides& row) {
                   return level_score(row.scale, query, product);
                 });
-  multiply_tile<true, GatheredSigns>(codes, rows, queries, table, staged, sums);
+  multiply_tile<true, GatheredSigns>(codes, sides.scales, rows, queries, table, staged, sums);
 #endif
   change_scores(sides, rows, query_sides, sums, scores,
                 [&](float score, int product, const QuerySides& query, const RowSides& row) {
@@ -333,7 +338,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MOST_BLOCKS) scan_tiles(
   __shared__ unsigned tile_rows[TILE_ROWS];
   const Codes codes = {lead, rest, blocks, leading, width};
   const Sides sides = {scales, sketch_scales, offsets, has_offsets};
-  const unsigned table[4] = {levels[0], levels[1], levels[2], levels[3]};
+  KEEP_LEVELS(table, levels)
   const int tiles = (nq + TILE_QUERIES - 1) / TILE_QUERIES;
   const long long first_query = (long long)(blockIdx.x % tiles) * TILE_QUERIES;
   const long long part = blockIdx.x / tiles, parts = gridDim.x / tiles;

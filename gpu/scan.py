@@ -77,7 +77,7 @@ def room_kept(k: int) -> int:
 
 def tile_queries(codec: Codec, keep: int) -> int:
     """Return the queries of a block: TILE_QUERIES of scan.cu."""
-    return 32 if keep > 16 else 64 if codec.kind == "prod" or codec.bits == 8 else 128
+    return 32 if keep > 16 else 64 if codec.kind != "mse" or codec.bits == 8 else 128
 
 
 def plan_grid(rows: int, nq: int, per_tile: int, k: int) -> Grid:

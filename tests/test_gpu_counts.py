@@ -37,6 +37,7 @@ def test_a_copy_reads_and_writes_each_byte_once(count: Any, name: str, threads: 
         "shuffles": 0,
         "votes": 0,
         "barriers": 0,
+        "mma": 0,
     }
     assert counts.global_wavefronts == 2 * 4096 // 128
     assert counts.array_bytes == (4096, 4096)

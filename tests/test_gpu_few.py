@@ -80,6 +80,15 @@ def test_few_queries_are_the_exact_scan(dim: int, config: Any) -> None:
         assert assert_nothing_lost(index, queries[:1], 10, exact_scan=True) == 1.0
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_trellis_codes_are_scored_in_full(bits: int) -> None:
+    rows, queries = clustered_rows(200, 110, 2)
+    for metric in METRICS:
+        index = tq.Index(110, bits=bits, codec="trellis", metric=metric)
+        index.add(rows)
+        assert assert_nothing_lost(index, queries, 10) == 1.0
+
+
 @pytest.mark.parametrize("schedule", ["forward", "reverse", "shuffled"])
 def test_no_schedule_changes_a_result(schedule: Any) -> None:
     runtime = HostRuntime(schedule, seed=2)

@@ -270,15 +270,22 @@ def test_vectors_are_refused_as_on_the_cpu_and_nothing_changes(on: str, metric: 
         assert there.to_bytes() == here.to_bytes()
 
 
-def test_codes_that_only_the_cpu_makes_are_refused_by_name_and_searched(on_host: Any) -> None:
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"effort": "search"}, "effort must be 'plain' to encode on a GPU, got 'search': encode on the CPU"),
+        ({"codec": "trellis"}, "codec must be 'mse' or 'prod' to encode on a GPU, got 'trellis': encode on the CPU"),
+    ],
+)
+def test_codes_that_only_the_cpu_makes_are_refused_by_name_and_searched(more: Any, message: str, on_gpu: None) -> None:
     vectors = random_rows(N)
-    index = tq.Index(DIM, bits=4, effort="search")
+    index = tq.Index(DIM, bits=4, **more)
     index.add(vectors)
-    expected = index.search(vectors[:10], K)
-    assert_same(index.to("gpu").search(vectors[:10], K), expected)
-    with pytest.raises(
-        ArgumentError, match="effort must be 'plain' to encode on a GPU, got 'search': encode on the CPU"
-    ):
+    expected = [index.search(vectors[:nq], K) for nq in (2, 10)]
+    index.to("gpu")
+    assert_same(index.search(vectors[:2], K), expected[0])
+    assert_same(index.search(vectors[:10], K), expected[1])
+    with pytest.raises(ArgumentError, match=message):
         index.add(vectors)
     assert len(index) == N
 

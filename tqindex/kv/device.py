@@ -3,8 +3,8 @@
 Pages stay in host memory, where they are packed. A block of them, of up to 1,024 tokens, is sent to the device when it
 is first read, and its copy is kept as long as the block; a block that grows is sent anew. Each block is a launch.
 
-Nothing here has run on a device yet: tests use the host run of the kernels on torch's CPU tensors, so that how CUDA
-tensors become CuPy's arrays is not tested at all.
+Tests use the host run of the kernels on torch's CPU tensors; how CUDA tensors become CuPy's arrays is tested by
+`pytest -m gpu` alone.
 """
 
 import functools
