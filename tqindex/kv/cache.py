@@ -31,10 +31,11 @@ class TurboQuantCache(Cache):
     config : PreTrainedConfig
         The model's.
     key_bits, value_bits : {1, 2, 2.5, 3, 3.5, 4, 8}
-        2.5 and 3.5: half of the channels with one bit more than the other half.
-    kind : {"mse", "prod"}
-        How keys are packed: "prod" spends one bit on a sketch (TurboQuant_prod) and takes widths from 2 to 4. Values
-        are always "mse".
+        2.5 and 3.5: half of the channels with one bit more than the other half. Kinds other than "mse" take 2 to 4.
+    kind : {"mse", "prod", "trellis"}
+        How keys and values are packed: "trellis" leaves less error in as many bits, for more work (`tqindex.Codec`);
+        attention "tqindex" does not read it on a GPU. "prod" spends one bit of keys on a sketch (TurboQuant_prod);
+        values are then "mse".
     sinks : int
         First tokens of a sequence that stay exact.
     recent : int

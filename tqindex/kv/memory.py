@@ -162,7 +162,7 @@ def _packed_tokens(options: LayerOptions, context: int) -> int:
 def _packed_layer(shape: LayerShape, options: LayerOptions, context: int) -> dict[str, int]:
     """Bytes of one row of one layer by part."""
     keys = Quantiser(shape.dim, options.key_bits, options.kind, options.seed)
-    values = Quantiser(shape.dim, options.value_bits, "mse", options.seed, options.page)
+    values = Quantiser(shape.dim, options.value_bits, options.value_kind, options.seed, options.page)
     form = PageForm(keys, values, shape.heads, options.sinks, options.recent, options.page, options.center)
     tokens = _packed_tokens(options, context)
     packed = [*keys.allocate(shape.heads, tokens), *values.allocate(shape.heads, tokens)]
