@@ -49,6 +49,14 @@ def test_widths_reach_the_ratio(tiny_model, capsys, ratio, widths):
     )
 
 
+@pytest.mark.parametrize(("kind", "widths"), [("trellis", (4, 4)), ("prod", (4, 4))])
+def test_kinds_with_fewer_widths_take_what_they_have(tiny_model, kind, widths):
+    model = tiny_model("qwen", head_dim=64)
+    options = enable_turbo_quant(model, 2, kind=kind, recent=16)
+    assert (options.kind, options.key_bits, options.value_bits) == (kind, *widths)
+    assert generate(model).past_key_values.options == options
+
+
 def test_a_ratio_out_of_reach_is_refused(tiny_model):
     model = tiny_model("qwen")
     with pytest.raises(ArgumentError, match=r"at most \d"):

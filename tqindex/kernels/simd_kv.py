@@ -185,9 +185,7 @@ def make_expand_strip(operations: Operations, bits: int, windows: Windows = None
     steps = Unit.of(bits).steps
 
     @intrinsic
-    def expand_strip(
-        typing_context: Any, words: Any, at: Any, units: Any, table: Any, before: Any, levels: Any
-    ) -> Any:
+    def expand_strip(typing_context: Any, words: Any, at: Any, units: Any, table: Any, before: Any, levels: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             strip = _Strip(context, builder, signature.args[:5], arguments[:5], operations, bits, windows)
 

@@ -35,7 +35,10 @@ class LayerOptions:
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, tuple(KIND_WIDTHS))
-        for name, bits, kind in (("key_bits", self.key_bits, self.kind), ("value_bits", self.value_bits, self.value_kind)):
+        for name, bits, kind in (
+            ("key_bits", self.key_bits, self.kind),
+            ("value_bits", self.value_bits, self.value_kind),
+        ):
             check_choice(name if kind == "mse" else f"{name} of kind {kind!r}", bits, KIND_WIDTHS[kind])
         check_integer("sinks", self.sinks, 0)
         check_integer("recent", self.recent, 0)

@@ -38,7 +38,8 @@ def parse_preset(name: str, base: LayerOptions | None = None) -> LayerOptions:
         changes: dict[str, Any] = dict(_parse_word(word) for word in words)
     except ValueError as error:
         raise ArgumentError(
-            f"preset must be KEY_BITS/VALUE_BITS, such as 4/3, and known words, got {name!r}"
+            f"preset must be KEY_BITS/VALUE_BITS, each one of {', '.join(map(str, WIDTHS))}, then any of "
+            f"{', '.join((*_KINDS, 'uncentred', *(f'{field}=N' for field in _INTEGERS)))}; got {name!r}"
         ) from error
     return replace(base or LayerOptions(), key_bits=key_bits, value_bits=value_bits, **changes)
 
