@@ -6,7 +6,7 @@ sum of two int8 vectors, so that products are exact integers; what rounding lose
 number. A reading, (table, twice_shift, factor), tells what bytes stand for: factor * (u - twice_shift / 2). Whatever a
 kernel computes is added to its output.
 
-Of trellis codes the table is of windows, and the norms' lowest bits hold the starts (`tqindex.kernels.simd_kv_trellis`).
+Of trellis codes the table is of windows, and norms hold starts in their lowest bits (`tqindex.kernels.simd_kv_trellis`).
 """
 
 from functools import cache
@@ -102,22 +102,19 @@ def _unpack_norms(packed: Any, norms: Any) -> None:
 
 
 @inner_kernel
-def _write_lane_starts(norms: Any, first: int, bits: int, before: Any) -> None:
+def _write_lane_starts(norms: Any, first: int, start_mask: int, before: Any) -> None:
     """Write what stands before the codes of 16 rows, whose norms begin at `first`, as `LaneWindows` takes it."""
-    words, start_bits = before.view(np.uint32), WINDOW - bits
+    words = before.view(np.uint32)
     for lane in range(LANES):
-        start = np.uint32(norms[first + lane]) & np.uint32((1 << start_bits) - 1)
-        words[lane] = start << np.uint32(24) | (start >> np.uint32(bits)) << np.uint32(16)
+        words[lane] = np.uint32(norms[first + lane] & np.uint16(start_mask)) << np.uint32(24)
 
 
 @inner_kernel
-def _write_strip_starts(norms: Any, first: int, page: int, bits: int, before: Any) -> None:
+def _write_strip_starts(norms: Any, first: int, page: int, start_mask: int, before: Any) -> None:
     """Write what stands before the codes of a page's rows, whose norms begin at `first`, as `StripWindows` takes it."""
-    start_bits = WINDOW - bits
     for row in range(page):
-        start = np.uint32(norms[first + row]) & np.uint32((1 << start_bits) - 1)
         last = (row // STEP + 1) * (LANES * STEP) - STEP + row % STEP
-        before[last], before[last - STEP] = np.uint8(start), np.uint8(start >> np.uint32(bits))
+        before[last], before[last - STEP] = np.uint8(norms[first + row] & np.uint16(start_mask)), np.uint8(0)
 
 
 @cache
@@ -146,6 +143,7 @@ def make_score_keys(bits: int, trellis: bool = False) -> Any:
     queries : float32 (heads, n, dim); out : float32 (heads, n, columns); tokens : int
     """
     dot, depth_of_unit = _make_dot(bits, LaneWindows if trellis else None), unit_codes(bits)
+    start_mask = (1 << (WINDOW - bits)) - 1
 
     def score_keys(words: Any, packed_norms: Any, reading: Any, queries: Any, at: int, tokens: int, out: Any) -> None:
         heads, n, _ = queries.shape
@@ -167,7 +165,7 @@ def make_score_keys(bits: int, trellis: bool = False) -> Any:
                 count = min(LANES, tokens - first)
                 word_at = (head * strips + strip) * strip_words
                 if trellis:
-                    _write_lane_starts(packed_norms[head], first, bits, before)
+                    _write_lane_starts(packed_norms[head], first, start_mask, before)
                 for group in range(groups):
                     dot(at_once, flat, word_at, units, table, before, packed, group * group_words, products)
                     for v in range(group * at_once, min(n, (group + 1) * at_once)):
@@ -222,6 +220,7 @@ def make_sum_values(bits: int, trellis: bool = False) -> Any:
     weights : float32 (heads, n, columns); out : float32 (heads, n, dim)
     """
     dot, depth_of_unit = _make_dot(bits, StripWindows if trellis else None), unit_codes(bits)
+    start_mask = (1 << (WINDOW - bits)) - 1
 
     def sum_values(words: Any, packed_norms: Any, reading: Any, weights: Any, at: int, tokens: int, out: Any) -> None:
         heads, n, dim = out.shape
@@ -245,7 +244,7 @@ def make_sum_values(bits: int, trellis: bool = False) -> Any:
                 _pack_vectors(vectors, 2 * at_once, parts, packed, sums, steps)
                 for group in range(groups):
                     if trellis:
-                        _write_strip_starts(packed_norms[head], first, page, bits, before)
+                        _write_strip_starts(packed_norms[head], first, page, start_mask, before)
                     for strip in range(strips):
                         channel = strip * LANES
                         word_at = ((head * pages + number) * strips + strip) * strip_words
@@ -276,7 +275,7 @@ def make_decode_keys(bits: int, trellis: bool = False) -> Any:
     It adds each head's first tokens to out, float32 (heads, tokens, dim); words, norms: as for `make_score_keys`.
     """
     expand = make_expand_strip(_OPERATIONS, bits, LaneWindows if trellis else None)
-    depth_of_unit = unit_codes(bits)
+    depth_of_unit, start_mask = unit_codes(bits), (1 << (WINDOW - bits)) - 1
 
     def decode_keys(words: Any, packed_norms: Any, reading: Any, out: Any) -> None:
         heads, tokens, dim = out.shape
@@ -289,7 +288,7 @@ def make_decode_keys(bits: int, trellis: bool = False) -> Any:
             for first in range(0, tokens, LANES):
                 _unpack_norms(packed_norms[head, first : first + LANES], norms)
                 if trellis:
-                    _write_lane_starts(packed_norms[head], first, bits, before)
+                    _write_lane_starts(packed_norms[head], first, start_mask, before)
                 expand(flat, (head * strips + first // LANES) * strip_words, units, reading[0], before, levels)
                 for lane in range(min(LANES, tokens - first)):
                     target, scale, lane_levels = out[head, first + lane], scales[lane] * factor, levels[lane * STEP :]
@@ -307,7 +306,7 @@ def make_decode_values(bits: int, trellis: bool = False) -> Any:
     It adds each head's first tokens to out, float32 (heads, tokens, dim); words, norms: as for `make_sum_values`.
     """
     expand = make_expand_strip(_OPERATIONS, bits, StripWindows if trellis else None)
-    depth_of_unit = unit_codes(bits)
+    depth_of_unit, start_mask = unit_codes(bits), (1 << (WINDOW - bits)) - 1
 
     def decode_values(words: Any, packed_norms: Any, reading: Any, out: Any) -> None:
         heads, tokens, dim = out.shape
@@ -320,7 +319,7 @@ def make_decode_values(bits: int, trellis: bool = False) -> Any:
             for first in range(0, tokens, page):
                 _unpack_norms(packed_norms[head, first : first + page], norms)
                 if trellis:
-                    _write_strip_starts(packed_norms[head], first, page, bits, before)
+                    _write_strip_starts(packed_norms[head], first, page, start_mask, before)
                 for strip in range(strips):
                     channel = strip * LANES
                     at = ((head * pages + first // page) * strips + strip) * strip_words

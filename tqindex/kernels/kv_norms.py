@@ -4,8 +4,9 @@ As accurate as float16 (2**-11), but from 2**-32 to 2**32: a float16 ends at 65,
 may pass. 0 stands for 0, and for what is smaller.
 
 A trellis code's start takes no room of its own: it is the lowest bits of its row's norm, which is the nearest that has
-them there, and is used as it is. That moves norms by 2**-5, 2**-6 or 2**-7 of their size at most, for codes of 2, 3 or 4
-bits, which adds a four-hundredth to their squared error.
+them there, and is used as it is. That moves norms by 2**-5, 2**-6 or 2**-7 of their size at most for codes of 2, 3 or 4
+bits, which adds .2 % to their squared error; a byte of its own would be .125 bits of a value at 64 channels, and
+starts of zeros would add 15 %.
 """
 
 from typing import Any

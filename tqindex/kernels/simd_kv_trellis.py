@@ -26,7 +26,7 @@ _HAS_BYTE_TABLES = has_byte_tables()
 class LaneWindows:
     """Windows of strips whose lanes are rows.
 
-    `before` points to 16 words: the windows of the two codes before each row's first, the last one in the highest byte.
+    `before` points to 16 words: each row's start in the highest byte, else zeros.
     """
 
     def __init__(self, builder: Any, bits: int, before: Any) -> None:
@@ -51,8 +51,8 @@ class LaneWindows:
 class StripWindows:
     """Windows of strips whose lanes are neighbours in their rows.
 
-    `before` points to 64 bytes for each step, [step][lane][row]: the windows of the strip before, of which the last two
-    lanes count. Those of this strip take their places.
+    `before` points to 64 bytes for each step, [step][lane][row], of which the last two lanes count: windows of the
+    strip before; before the first one, zeros and then the rows' starts. This strip's windows take their places.
     """
 
     def __init__(self, builder: Any, bits: int, before: Any) -> None:
