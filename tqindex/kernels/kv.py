@@ -6,7 +6,7 @@ sum of two int8 vectors, so that products are exact integers; what rounding lose
 number. A reading, (table, twice_shift, factor), tells what bytes stand for: factor * (u - twice_shift / 2). Whatever a
 kernel computes is added to its output.
 
-Of trellis codes the table is of windows, and norms hold starts in their lowest bits (`tqindex.kernels.simd_kv_trellis`).
+Of trellis codes the table is of windows, and norms end with starts (`tqindex.kernels.simd_kv_trellis`).
 """
 
 from functools import cache
