@@ -254,7 +254,12 @@ def test_an_old_transformers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(
     ("per_layer", "message"),
-    [({2: (4, 4)}, "per_layer must be from 0 to 1, got 2"), ({0: 4}, r"per_layer must give \(key_bits, value_bits\)")],
+    [
+        ({2: (4, 4)}, "per_layer must be from 0 to 1, got 2"),
+        ({0: 4}, r"per_layer must give \(key_bits, value_bits\)"),
+        ([(4, 4)], r"per_layer must be a mapping of layers' numbers to widths, got \[\(4, 4\)\]"),
+        ({0: None, 1: None}, "or per_layer leaves none"),
+    ],
 )
 def test_wrong_layers_are_refused(per_layer: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):

@@ -88,7 +88,10 @@ class TurboQuantCache(Cache):
             if type(layer) is DynamicLayer and widths is not None:
                 layers[number] = TurboQuantLayer(self.options.with_widths(widths), decoder)
         if not any(isinstance(layer, TurboQuantLayer) for layer in layers):
-            raise ArgumentError(f"config must have layers of full attention to pack, got {config.model_type!r}")
+            raise ArgumentError(
+                f"config must have layers of full attention to pack, got {config.model_type!r}, of whose layers none is "
+                "(sliding-window and linear ones stay as the library has them), or per_layer leaves none"
+            )
         super().__init__(layers=layers)
 
     def memory(self) -> dict[str, int]:

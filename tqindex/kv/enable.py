@@ -8,7 +8,7 @@ from typing import Any
 import click
 import torch
 
-from tqindex.checks import check_number
+from tqindex.checks import check_choice, check_number
 from tqindex.errors import ArgumentError
 from tqindex.kv.cache import TurboQuantCache
 from tqindex.kv.memory import estimate_memory, layer_shapes
@@ -17,6 +17,8 @@ from tqindex.kv.quantiser import KIND_WIDTHS
 
 #: Widths to choose from, most accurate first; keys get the larger share, since errors in them are amplified.
 _LADDER = ((8, 8), (8, 4), (4, 4), (4, 3), (3, 3), (3, 2), (2, 2))
+#: What may be asked for; widths follow from the ratio, and padding from each call's mask.
+_OPTIONS = ("kind", "sinks", "recent", "page", "center", "seed")
 #: Tokens at which the ratio with exact windows is told.
 _CONTEXT = 8192
 _MARK = "_tqindex_original"
@@ -45,6 +47,10 @@ def enable_turbo_quant(model: Any, compression_ratio: float = 4, **options: Any)
     ArgumentError
         A ratio that cannot be reached in the kind, an option that breaks its rule, or a model that cannot be served.
     """
+    for name in options:
+        check_choice("an option", name, _OPTIONS)
+    if not hasattr(model, "config") or not hasattr(model, "generate"):
+        raise ArgumentError(f"model must be one of transformers that generates, got {type(model).__name__}")
     chosen = _choose(model, check_number("compression_ratio", compression_ratio), LayerOptions(**options))
     in_pages, in_all = _measure(model, chosen)
     if hasattr(model.generate, _MARK):

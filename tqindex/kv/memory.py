@@ -11,7 +11,7 @@ from tqindex.errors import ArgumentError
 from tqindex.kv.options import LayerOptions
 from tqindex.kv.pages import PageForm
 from tqindex.kv.quantiser import Quantiser
-from tqindex.kv.support import check_model
+from tqindex.kv.support import check_model, check_name
 
 #: Bytes of a number in a 16-bit model, of a stored norm, and of a channel of a page's mean.
 _HALF = 2
@@ -83,6 +83,7 @@ def read_config(name: str) -> PreTrainedConfig:
     ArgumentError
         There is none, or it cannot be used.
     """
+    check_name(name, "a model's configuration")
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:

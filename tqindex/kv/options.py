@@ -74,6 +74,8 @@ def check_per_layer(per_layer: Mapping[int, Any] | None, layers: int) -> dict[in
     Raises
     ------
     ArgumentError
-        Numbers that are none of a layer.
+        No mapping, or numbers that are none of a layer.
     """
+    if per_layer is not None and not isinstance(per_layer, Mapping):
+        raise ArgumentError(f"per_layer must be a mapping of layers' numbers to widths, got {per_layer!r}")
     return {check_integer("per_layer", number, 0, layers - 1): value for number, value in (per_layer or {}).items()}
