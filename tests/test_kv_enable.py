@@ -65,7 +65,7 @@ def test_a_ratio_out_of_reach_is_refused(tiny_model):
         enable_turbo_quant(model, "four")
     with pytest.raises(ArgumentError):
         enable_turbo_quant(model, recent=-1)
-    with pytest.raises(ArgumentError, match="an option must be one of kind, sinks, .*; got 'key_bits'"):
+    with pytest.raises(ArgumentError, match=r"an option must be one of kind, sinks, .*; got 'key_bits'"):
         enable_turbo_quant(model, key_bits=3)
     with pytest.raises(ArgumentError, match="model must be one of transformers that generates, got int"):
         enable_turbo_quant(3)

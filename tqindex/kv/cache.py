@@ -89,8 +89,8 @@ class TurboQuantCache(Cache):
                 layers[number] = TurboQuantLayer(self.options.with_widths(widths), decoder)
         if not any(isinstance(layer, TurboQuantLayer) for layer in layers):
             raise ArgumentError(
-                f"config must have layers of full attention to pack, got {config.model_type!r}, of whose layers none is "
-                "(sliding-window and linear ones stay as the library has them), or per_layer leaves none"
+                f"config and per_layer must leave layers of full attention to pack, got none of {config.model_type!r}: "
+                "sliding-window and linear layers stay as the library has them"
             )
         super().__init__(layers=layers)
 
