@@ -32,8 +32,8 @@ from tqindex.kernels.simd import (
 )
 from tqindex.kernels.simd_kv_trellis import LaneWindows, StripWindows, window_lookup
 
+#: How windows of trellis codes are made; None for codes that are looked up as they are.
 Windows = type[LaneWindows] | type[StripWindows] | None
-
 LANES = 16
 #: Codes of a step.
 STEP = 4
@@ -70,10 +70,11 @@ class _Strip:
         self.t_words, _, _, t_table, t_before = types_
         self.words, self.at, self.units, table, before = values
         self.context, self.builder, self.bits = context, builder, bits
+        self._look_up: Callable[[Any], Any]
+        self._windows = None
         if windows is None:
             entries = load(builder, address(context, builder, t_table, table, LONG(0), BYTES))
             self._look_up = lambda codes: _shuffle(builder, operations, entries, codes, 1 << bits)
-            self._windows = None
         else:
             self._look_up = window_lookup(builder, operations, address(context, builder, t_table, table, LONG(0), BYTE))
             self._windows = windows(builder, bits, address(context, builder, t_before, before, LONG(0), BYTE))
