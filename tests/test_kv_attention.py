@@ -73,6 +73,7 @@ def reference(
 
 
 WIDTHS = [(4, 4, "mse"), (3, 2, "mse"), (2.5, 3.5, "mse"), (1, 8, "mse"), (4, 4, "prod"), (3.5, 3, "prod")]
+WIDTHS += [(4, 2.5, "trellis"), (2, 4, "trellis"), (3, 3, "trellis")]
 FEW, MANY = 1, FEW_QUERIES
 
 

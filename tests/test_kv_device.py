@@ -136,6 +136,13 @@ def test_tensors_of_a_gpu_are_read_on_it_or_refused(fake_cupy: Any) -> None:
         device_reader(torch.device("cuda"))
 
 
+@pytest.mark.parametrize("tokens", [1, FEW_QUERIES])
+def test_trellis_codes_are_refused_on_a_gpu(tokens: int) -> None:
+    layer = fill(300, kind="trellis")
+    with run_on(HostRuntime()), pytest.raises(ArgumentError, match="'mse' or 'prod' on a GPU, got 'trellis'"):
+        outputs(layer, tokens)
+
+
 def test_pages_that_are_too_long_for_the_kernels_are_refused() -> None:
     layer = fill(1100, page=544)
     with run_on(HostRuntime()), pytest.raises(ArgumentError, match="head_dim and page must be at most 512 on a GPU"):

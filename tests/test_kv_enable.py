@@ -49,6 +49,14 @@ def test_widths_reach_the_ratio(tiny_model, capsys, ratio, widths):
     )
 
 
+@pytest.mark.parametrize(("kind", "widths"), [("trellis", (4, 4)), ("prod", (4, 4))])
+def test_kinds_with_fewer_widths_take_what_they_have(tiny_model, kind, widths):
+    model = tiny_model("qwen", head_dim=64)
+    options = enable_turbo_quant(model, 2, kind=kind, recent=16)
+    assert (options.kind, options.key_bits, options.value_bits) == (kind, *widths)
+    assert generate(model).past_key_values.options == options
+
+
 def test_a_ratio_out_of_reach_is_refused(tiny_model):
     model = tiny_model("qwen")
     with pytest.raises(ArgumentError, match=r"at most \d"):
@@ -57,6 +65,10 @@ def test_a_ratio_out_of_reach_is_refused(tiny_model):
         enable_turbo_quant(model, "four")
     with pytest.raises(ArgumentError):
         enable_turbo_quant(model, recent=-1)
+    with pytest.raises(ArgumentError, match=r"an option must be one of kind, sinks, .*; got 'key_bits'"):
+        enable_turbo_quant(model, key_bits=3)
+    with pytest.raises(ArgumentError, match="model must be one of transformers that generates, got int"):
+        enable_turbo_quant(3)
     assert "generate" not in vars(model)
 
 

@@ -227,6 +227,12 @@ def test_commands_refuse_in_one_line(cli, folder, arguments):
     assert (code, out, err.count("\n")) == (2, "", 1), err
 
 
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(cli, folder):
+    for name in (folder / "absent", "./absent", "models/small/absent"):
+        code, _, err = cli("kv", "memory", name, "--context", 10)
+        assert (code, err) == (2, f"Error: {name} must be a model's configuration: there is no such folder\n")
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_read(cli, folder):
     code, _, err = cli("kv", "needle", "absent", "--text", folder / "text.txt", "-o", folder / "absent" / "x.png")
     assert (code, err) == (2, f"Error: {folder / 'absent' / 'x.png'}: cannot be written here\n")

@@ -28,7 +28,15 @@ def filled(model, **options):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen", "gemma", "gpt2", "hybrid"])
-@pytest.mark.parametrize("options", [{}, {"key_bits": 2.5, "kind": "prod"}, {"center": False, "left_padding": (0, 11)}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"key_bits": 2.5, "kind": "prod"},
+        {"center": False, "left_padding": (0, 11)},
+        {"key_bits": 3, "value_bits": 2.5, "kind": "trellis"},
+    ],
+)
 def test_a_loaded_cache_goes_on_as_the_saved_one(tmp_path, tiny_model, family, options):
     model = tiny_model(family)
     cache = filled(model, **options)

@@ -24,7 +24,7 @@ def filled(model, batch, **options):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen", "gemma", "gpt2"])
-@pytest.mark.parametrize("preset", ["4/4", "3.5/2", "3/4 prod", "2/2 uncentred"])
+@pytest.mark.parametrize("preset", ["4/4", "3.5/2", "3/4 prod", "2/2 uncentred", "2.5/3 trellis"])
 def test_estimate_is_what_a_cache_takes(tiny_model, family, preset):
     model, batch = tiny_model(family), 2
     options = parse_preset(preset, LayerOptions(**WINDOWS))
@@ -64,7 +64,7 @@ def test_bits_count_everything(tiny_model):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "4", "4/5", "4/4/4", "a/b", "4/4 pord", "4/4 recent", "4/4 recent=x", "4/4 page=7"]
+    "name", ["", "4", "4/5", "4/4/4", "a/b", "4/4 pord", "4/4 recent", "4/4 recent=x", "4/4 page=7", "8/8 trellis"]
 )
 def test_presets_of_another_form_are_refused(name):
     with pytest.raises(ArgumentError):
@@ -74,6 +74,7 @@ def test_presets_of_another_form_are_refused(name):
 def test_presets_say_all_options():
     options = parse_preset("2.5/4 prod uncentred sinks=1 recent=2 page=32 seed=3")
     assert options == LayerOptions(2.5, 4, "prod", 1, 2, 32, False, None, 3)
+    assert parse_preset("3/2 trellis") == LayerOptions(3, 2, "trellis")
     assert all(parse_preset(name).recent == 128 for name in PRESETS)
 
 

@@ -230,7 +230,7 @@ def test_memory_counts_each_storage_once(models: dict[str, PreTrainedModel]) -> 
     [
         (T5Config(), "decoder-only model, got the encoder-decoder 't5'"),
         (transformers.DeepseekV3Config(), "'deepseek_v3' with latent attention"),
-        (MistralConfig(sliding_window=32, num_hidden_layers=2), "layers of full attention to pack, got 'mistral'"),
+        (MistralConfig(sliding_window=32, num_hidden_layers=2), "of full attention to pack, got none of 'mistral'"),
         ("llama", "config must be the model's configuration, got str"),
     ],
 )
@@ -254,7 +254,12 @@ def test_an_old_transformers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(
     ("per_layer", "message"),
-    [({2: (4, 4)}, "per_layer must be from 0 to 1, got 2"), ({0: 4}, r"per_layer must give \(key_bits, value_bits\)")],
+    [
+        ({2: (4, 4)}, "per_layer must be from 0 to 1, got 2"),
+        ({0: 4}, r"per_layer must give \(key_bits, value_bits\)"),
+        ([(4, 4)], r"per_layer must be a mapping of layers' numbers to widths, got \[\(4, 4\)\]"),
+        ({0: None, 1: None}, "layers of full attention to pack, got none of 'llama'"),
+    ],
 )
 def test_wrong_layers_are_refused(per_layer: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):

@@ -28,7 +28,9 @@ def keys(gaussian_rows):
     return torch.from_numpy(rows).reshape(2, HEADS, TOKENS, DIM)
 
 
-@pytest.mark.parametrize("options", [{}, {"key_bits": 2.5}, {"kind": "prod"}, {"center": False}, {"recent": 1000}])
+@pytest.mark.parametrize(
+    "options", [{}, {"key_bits": 2.5}, {"kind": "prod"}, {"kind": "trellis"}, {"center": False}, {"recent": 1000}]
+)
 @pytest.mark.parametrize(("row", "head"), [(0, 0), (0, 1), (1, 1)])
 def test_scores_are_products_with_what_the_dense_path_reads(config, keys, gaussian_rows, options, row, head):
     cache = filled(config, keys, **options)

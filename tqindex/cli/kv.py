@@ -35,7 +35,7 @@ _presets = click.option(
     "presets",
     multiple=True,
     metavar="KEY/VALUE",
-    help="Bits of keys and values, such as 4/3, and more words ('4/4 prod recent=32'); may be given several times.",
+    help="Bits of keys and values, such as 4/3, and more words ('4/4 trellis recent=32'); may be given several times.",
 )
 _sinks = click.option("--sinks", type=int, default=4, show_default=True, help="First tokens that stay exact.")
 _recent = click.option("--recent", type=int, default=128, show_default=True, help="Last tokens that are exact.")

@@ -5,6 +5,8 @@ multiplied with the same few vectors: queries, or the weights of a page's tokens
 sum of two int8 vectors, so that products are exact integers; what rounding loses is below 2**-15 of a vector's largest
 number. A reading, (table, twice_shift, factor), tells what bytes stand for: factor * (u - twice_shift / 2). Whatever a
 kernel computes is added to its output.
+
+Of trellis codes the table is of windows, and norms end with starts (`tqindex.kernels.simd_kv_trellis`).
 """
 
 from functools import cache
@@ -12,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from tqindex.codec.trellis import WINDOW
 from tqindex.kernels.compile import inner_kernel, kernel
 from tqindex.kernels.cpu import simd_level
 from tqindex.kernels.kv_layout import unit_codes
 from tqindex.kernels.kv_norms import unpack_norm
 from tqindex.kernels.simd import OPERATIONS
 from tqindex.kernels.simd_kv import LANES, STEP, add_products, make_dot_strip, make_expand_strip
+from tqindex.kernels.simd_kv_trellis import LaneWindows, StripWindows
 
 _OPERATIONS = OPERATIONS[simd_level()]
 #: Vectors that a strip is multiplied with at once: as many as there are registers for.
@@ -97,22 +101,40 @@ def _unpack_norms(packed: Any, norms: Any) -> None:
         norms[i] = unpack_norm(packed[i])
 
 
-@cache
-def _make_dot(bits: int) -> Any:
-    """Return dot(n, ...), which multiplies a strip with n vectors, 1 or _AT_ONCE, as `make_dot_strip`'s does."""
-    dot_few, dot_one = make_dot_strip(_OPERATIONS, bits, 2 * _AT_ONCE), make_dot_strip(_OPERATIONS, bits, 2)
+@inner_kernel
+def _write_lane_starts(norms: Any, first: int, start_mask: int, before: Any) -> None:
+    """Write what stands before the codes of 16 rows, whose norms begin at `first`, as `LaneWindows` takes it."""
+    words = before.view(np.uint32)
+    for lane in range(LANES):
+        words[lane] = np.uint32(norms[first + lane] & np.uint16(start_mask)) << np.uint32(24)
 
-    def dot(n: int, words: Any, at: int, units: int, table: Any, packed: Any, packed_at: int, products: Any) -> None:
+
+@inner_kernel
+def _write_strip_starts(norms: Any, first: int, page: int, start_mask: int, before: Any) -> None:
+    """Write what stands before the codes of a page's rows, whose norms begin at `first`, as `StripWindows` takes it."""
+    for row in range(page):
+        last = (row // STEP + 1) * (LANES * STEP) - STEP + row % STEP
+        before[last], before[last - STEP] = np.uint8(norms[first + row] & np.uint16(start_mask)), np.uint8(0)
+
+
+@cache
+def _make_dot(bits: int, windows: Any) -> Any:
+    """Return dot(n, ...), which multiplies a strip with n vectors, 1 or _AT_ONCE, as `make_dot_strip`'s does."""
+    few, one = (make_dot_strip(_OPERATIONS, bits, columns, windows) for columns in (2 * _AT_ONCE, 2))
+
+    def dot(
+        n: int, words: Any, at: int, units: int, table: Any, before: Any, packed: Any, packed_at: int, products: Any
+    ) -> None:
         if n == 1:
-            dot_one(words, at, units, table, packed, packed_at, products)
+            one(words, at, units, table, before, packed, packed_at, products)
         else:
-            dot_few(words, at, units, table, packed, packed_at, products)
+            few(words, at, units, table, before, packed, packed_at, products)
 
     return inner_kernel(dot)
 
 
 @cache
-def make_score_keys(bits: int) -> Any:
+def make_score_keys(bits: int, trellis: bool = False) -> Any:
     """Return score_keys(words, norms, reading, queries, at, tokens, out), for keys of so many bits.
 
     It adds the products of each head's first tokens with its queries to out[:, :, at : at + tokens].
@@ -120,7 +142,8 @@ def make_score_keys(bits: int) -> Any:
     words : u32 (heads, strips, units, words, 16); norms : u16 (heads, 16 * strips)
     queries : float32 (heads, n, dim); out : float32 (heads, n, columns); tokens : int
     """
-    dot, depth_of_unit = _make_dot(bits), unit_codes(bits)
+    dot, depth_of_unit = _make_dot(bits, LaneWindows if trellis else None), unit_codes(bits)
+    start_mask = (1 << (WINDOW - bits)) - 1
 
     def score_keys(words: Any, packed_norms: Any, reading: Any, queries: Any, at: int, tokens: int, out: Any) -> None:
         heads, n, _ = queries.shape
@@ -132,7 +155,7 @@ def make_score_keys(bits: int) -> Any:
         parts = np.zeros(depth, np.int8), np.zeros(depth, np.int8), np.empty(1, np.int32)
         sums, steps = np.empty((2, n), np.int32), np.empty((2, n), np.float32)
         products, norms = np.empty(2 * _AT_ONCE * LANES, np.int32), np.empty(packed_norms.shape[1], np.uint32)
-        scales, totals = norms.view(np.float32), np.empty(LANES, np.float32)
+        scales, totals, before = norms.view(np.float32), np.empty(LANES, np.float32), np.empty(LANES * STEP, np.uint8)
         flat_out, columns = out.reshape(out.size), out.shape[2]
         for head in range(heads):
             _pack_vectors(queries[head], 2 * at_once, parts, packed, sums, steps)
@@ -141,14 +164,16 @@ def make_score_keys(bits: int) -> Any:
                 first = strip * LANES
                 count = min(LANES, tokens - first)
                 word_at = (head * strips + strip) * strip_words
+                if trellis:
+                    _write_lane_starts(packed_norms[head], first, start_mask, before)
                 for group in range(groups):
-                    dot(at_once, flat, word_at, units, table, packed, group * group_words, products)
+                    dot(at_once, flat, word_at, units, table, before, packed, group * group_words, products)
                     for v in range(group * at_once, min(n, (group + 1) * at_once)):
                         column, to = 2 * (v - group * at_once), (head * n + v) * columns + at + first
                         target = flat_out, to, count, totals
                         _add(products, column * LANES, reading, sums, steps, v, scales, first, target)
 
-    return _named(score_keys, bits)
+    return _named(score_keys, bits, trellis)
 
 
 @kernel
@@ -186,7 +211,7 @@ def _product(a: Any, b: Any, sums: Any) -> Any:
 
 
 @cache
-def make_sum_values(bits: int) -> Any:
+def make_sum_values(bits: int, trellis: bool = False) -> Any:
     """Return sum_values(words, norms, reading, weights, at, tokens, out), for values of so many bits.
 
     It adds each head's first tokens times weights[:, :, at : at + tokens] to out.
@@ -194,7 +219,8 @@ def make_sum_values(bits: int) -> Any:
     words : u32 (heads, pages, strips, units, words, 16); norms : u16 (heads, pages * page)
     weights : float32 (heads, n, columns); out : float32 (heads, n, dim)
     """
-    dot, depth_of_unit = _make_dot(bits), unit_codes(bits)
+    dot, depth_of_unit = _make_dot(bits, StripWindows if trellis else None), unit_codes(bits)
+    start_mask = (1 << (WINDOW - bits)) - 1
 
     def sum_values(words: Any, packed_norms: Any, reading: Any, weights: Any, at: int, tokens: int, out: Any) -> None:
         heads, n, dim = out.shape
@@ -207,6 +233,7 @@ def make_sum_values(bits: int) -> Any:
         sums, steps = np.empty((2, n), np.int32), np.empty((2, n), np.float32)
         products, norms = np.empty(2 * _AT_ONCE * LANES, np.int32), np.empty(page, np.uint32)
         scales, vectors = norms.view(np.float32), np.zeros((n, page), np.float32)
+        before = np.empty(page * LANES, np.uint8)
         ones, totals, flat_out = np.ones(LANES, np.float32), np.empty(LANES, np.float32), out.reshape(out.size)
         for head in range(heads):
             for number in range((tokens + page - 1) // page):
@@ -215,17 +242,19 @@ def make_sum_values(bits: int) -> Any:
                 _unpack_norms(packed_norms[head, first : first + page], norms)
                 _weigh(weights[head], at + first, count, scales, vectors)
                 _pack_vectors(vectors, 2 * at_once, parts, packed, sums, steps)
-                for strip in range(strips):
-                    channel = strip * LANES
-                    word_at = ((head * pages + number) * strips + strip) * strip_words
-                    for group in range(groups):
-                        dot(at_once, flat, word_at, units, table, packed, group * group_words, products)
+                for group in range(groups):
+                    if trellis:
+                        _write_strip_starts(packed_norms[head], first, page, start_mask, before)
+                    for strip in range(strips):
+                        channel = strip * LANES
+                        word_at = ((head * pages + number) * strips + strip) * strip_words
+                        dot(at_once, flat, word_at, units, table, before, packed, group * group_words, products)
                         for v in range(group * at_once, min(n, (group + 1) * at_once)):
                             column, to = 2 * (v - group * at_once), (head * n + v) * dim + channel
                             target = flat_out, to, min(LANES, dim - channel), totals
                             _add(products, column * LANES, reading, sums, steps, v, ones, 0, target)
 
-    return _named(sum_values, bits)
+    return _named(sum_values, bits, trellis)
 
 
 @inner_kernel
@@ -240,12 +269,13 @@ def _weigh(weights: Any, at: int, count: int, norms: Any, vectors: Any) -> None:
 
 
 @cache
-def make_decode_keys(bits: int) -> Any:
+def make_decode_keys(bits: int, trellis: bool = False) -> Any:
     """Return decode_keys(words, norms, reading, out), for keys of so many bits.
 
     It adds each head's first tokens to out, float32 (heads, tokens, dim); words, norms: as for `make_score_keys`.
     """
-    expand, depth_of_unit = make_expand_strip(_OPERATIONS, bits), unit_codes(bits)
+    expand = make_expand_strip(_OPERATIONS, bits, LaneWindows if trellis else None)
+    depth_of_unit, start_mask = unit_codes(bits), (1 << (WINDOW - bits)) - 1
 
     def decode_keys(words: Any, packed_norms: Any, reading: Any, out: Any) -> None:
         heads, tokens, dim = out.shape
@@ -253,26 +283,30 @@ def make_decode_keys(bits: int) -> Any:
         strip_words, depth = units * words.shape[3] * LANES, units * depth_of_unit
         flat, levels, norms = words.reshape(words.size), np.empty(depth * LANES, np.uint8), np.empty(LANES, np.uint32)
         scales, half, factor = norms.view(np.float32), _float32(reading[1] * 0.5), _float32(reading[2])
+        before = np.empty(LANES * STEP, np.uint8)
         for head in range(heads):
             for first in range(0, tokens, LANES):
                 _unpack_norms(packed_norms[head, first : first + LANES], norms)
-                expand(flat, (head * strips + first // LANES) * strip_words, units, reading[0], levels)
+                if trellis:
+                    _write_lane_starts(packed_norms[head], first, start_mask, before)
+                expand(flat, (head * strips + first // LANES) * strip_words, units, reading[0], before, levels)
                 for lane in range(min(LANES, tokens - first)):
                     target, scale, lane_levels = out[head, first + lane], scales[lane] * factor, levels[lane * STEP :]
                     for j in range(dim):
                         place = j // STEP * (LANES * STEP) + j % STEP
                         target[j] += scale * (_float32(lane_levels[place]) - half)
 
-    return _named(decode_keys, bits)
+    return _named(decode_keys, bits, trellis)
 
 
 @cache
-def make_decode_values(bits: int) -> Any:
+def make_decode_values(bits: int, trellis: bool = False) -> Any:
     """Return decode_values(words, norms, reading, out), for values of so many bits.
 
     It adds each head's first tokens to out, float32 (heads, tokens, dim); words, norms: as for `make_sum_values`.
     """
-    expand, depth_of_unit = make_expand_strip(_OPERATIONS, bits), unit_codes(bits)
+    expand = make_expand_strip(_OPERATIONS, bits, StripWindows if trellis else None)
+    depth_of_unit, start_mask = unit_codes(bits), (1 << (WINDOW - bits)) - 1
 
     def decode_values(words: Any, packed_norms: Any, reading: Any, out: Any) -> None:
         heads, tokens, dim = out.shape
@@ -280,23 +314,26 @@ def make_decode_values(bits: int) -> Any:
         strip_words, page = units * words.shape[4] * LANES, units * depth_of_unit
         flat, levels, norms = words.reshape(words.size), np.empty(page * LANES, np.uint8), np.empty(page, np.uint32)
         scales, half, factor = norms.view(np.float32), _float32(reading[1] * 0.5), _float32(reading[2])
+        before = np.empty(page * LANES, np.uint8)
         for head in range(heads):
             for first in range(0, tokens, page):
                 _unpack_norms(packed_norms[head, first : first + page], norms)
+                if trellis:
+                    _write_strip_starts(packed_norms[head], first, page, start_mask, before)
                 for strip in range(strips):
                     channel = strip * LANES
                     at = ((head * pages + first // page) * strips + strip) * strip_words
-                    expand(flat, at, units, reading[0], levels)
+                    expand(flat, at, units, reading[0], before, levels)
                     for t in range(min(page, tokens - first)):
                         target, scale = out[head, first + t, channel : min(dim, channel + LANES)], scales[t] * factor
                         token_levels = levels[t // STEP * (LANES * STEP) + t % STEP :]
                         for lane in range(target.shape[0]):
                             target[lane] += scale * (_float32(token_levels[lane * STEP]) - half)
 
-    return _named(decode_values, bits)
+    return _named(decode_values, bits, trellis)
 
 
-def _named(function: Any, bits: int) -> Any:
+def _named(function: Any, bits: int, trellis: bool) -> Any:
     """Compile a kernel under the name by which it is kept."""
-    function.__name__ = function.__qualname__ = f"{function.__name__}_{bits}"
+    function.__name__ = function.__qualname__ = f"{function.__name__}_{'trellis' if trellis else 'plain'}_{bits}"
     return kernel(function)

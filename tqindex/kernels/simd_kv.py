@@ -4,6 +4,9 @@ A strip is 16 lanes of `depth` codes each: 16 tokens and their channels for keys
 for values. Step s of a lane is its codes 4 s .. 4 s + 3, one in each byte of a 32-bit word, so that one instruction
 multiplies four codes of 16 lanes. A code is kept in fields of 4, 2 or 1 bits (8: of the whole byte); a word holds
 8 / f steps of a field of f bits, the first step lowest. `tqindex.kernels.kv_layout` makes strips.
+
+Codes are looked up as they are, in tables of 16 levels, or as a trellis code's windows, in tables of 256: pass
+`LaneWindows` or `StripWindows` (`tqindex.kernels.simd_kv_trellis`).
 """
 
 from collections.abc import Callable
@@ -14,6 +17,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from tqindex.kernels.simd import (
+    BYTE,
     BYTES,
     FLOATS,
     INT,
@@ -26,7 +30,10 @@ from tqindex.kernels.simd import (
     load,
     splat,
 )
+from tqindex.kernels.simd_kv_trellis import LaneWindows, StripWindows, window_lookup
 
+#: How windows of trellis codes are made; None for codes that are looked up as they are.
+Windows = type[LaneWindows] | type[StripWindows] | None
 LANES = 16
 #: Codes of a step.
 STEP = 4
@@ -48,12 +55,29 @@ class Unit(NamedTuple):
 
 
 class _Strip:
-    """A strip's words and the levels that codes stand for, from the arguments (words, at, units, table)."""
+    """A strip's words and the levels that codes stand for, from the arguments (words, at, units, table, before)."""
 
-    def __init__(self, context: Any, builder: Any, types_: Any, values: Any, operations: Operations, bits: int) -> None:
-        (self.t_words, _, _, t_table), (self.words, self.at, self.units, table) = types_, values
-        self.context, self.builder, self.operations, self.bits = context, builder, operations, bits
-        self.entries = load(builder, address(context, builder, t_table, table, LONG(0), BYTES))
+    def __init__(
+        self,
+        context: Any,
+        builder: Any,
+        types_: Any,
+        values: Any,
+        operations: Operations,
+        bits: int,
+        windows: Windows,
+    ) -> None:
+        self.t_words, _, _, t_table, t_before = types_
+        self.words, self.at, self.units, table, before = values
+        self.context, self.builder, self.bits = context, builder, bits
+        self._look_up: Callable[[Any], Any]
+        self._windows = None
+        if windows is None:
+            entries = load(builder, address(context, builder, t_table, table, LONG(0), BYTES))
+            self._look_up = lambda codes: _shuffle(builder, operations, entries, codes, 1 << bits)
+        else:
+            self._look_up = window_lookup(builder, operations, address(context, builder, t_table, table, LONG(0), BYTE))
+            self._windows = windows(builder, bits, address(context, builder, t_before, before, LONG(0), BYTE))
 
     def for_steps(self, use: Callable[[Any, Any, int], None]) -> None:
         """Emit a loop over the units that calls use(levels, unit, step) for every step of one."""
@@ -66,27 +90,37 @@ class _Strip:
             ]
             for step in range(unit.steps):
                 codes = _codes(builder, vectors, self.bits, step)
-                if self.bits < 8:
-                    codes = _shuffle(builder, self.operations, self.entries, codes, 1 << self.bits)
-                use(codes, i, step)
+                if self._windows is not None:
+                    number = builder.add(builder.mul(i, LONG(unit.steps)), LONG(step))
+                    codes = self._windows.of(codes, number)
+                use(self._look_up(codes) if self.bits < 8 else codes, i, step)
 
 
-def make_dot_strip(operations: Operations, bits: int, columns: int) -> Any:
+def make_dot_strip(operations: Operations, bits: int, columns: int, windows: Windows = None) -> Any:
     """Return an operation that multiplies one strip with so many queries.
 
-    dot_strip(words, at, units, table, queries, query_at, products): words u32, read from `at` on, [unit][word][lane];
-    table u8 (64,), four copies of the 16 levels that codes stand for, or of any content for 8 bits; queries i32, read
-    from `query_at` on, [step][column], four int8 each; products i32, written: [column][lane].
+    dot_strip(words, at, units, table, before, queries, query_at, products): words u32, read from `at` on,
+    [unit][word][lane]; table u8 (64,), four copies of the 16 levels that codes stand for, or of any content for 8 bits,
+    or u8 (256,), those of windows; before u8, as `windows` takes it, or of any content; queries i32, read from
+    `query_at` on, [step][column], four int8 each; products i32, written: [column][lane].
     """
     steps = Unit.of(bits).steps
 
     @intrinsic
     def dot_strip(
-        typing_context: Any, words: Any, at: Any, units: Any, table: Any, queries: Any, query_at: Any, products: Any
+        typing_context: Any,
+        words: Any,
+        at: Any,
+        units: Any,
+        table: Any,
+        before: Any,
+        queries: Any,
+        query_at: Any,
+        products: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            strip = _Strip(context, builder, signature.args[:4], arguments[:4], operations, bits)
-            (t_queries, _, t_products), (v_queries, v_query_at, v_products) = signature.args[4:], arguments[4:]
+            strip = _Strip(context, builder, signature.args[:5], arguments[:5], operations, bits, windows)
+            (t_queries, _, t_products), (v_queries, v_query_at, v_products) = signature.args[5:], arguments[5:]
             totals = [cgutils.alloca_once(builder, INTS) for _ in range(columns)]
             for total in totals:
                 builder.store(ir.Constant(INTS, None), total)
@@ -106,7 +140,7 @@ def make_dot_strip(operations: Operations, bits: int, columns: int) -> Any:
             return context.get_dummy_value()
 
         index = types.intp
-        return types.void(words, index, index, table, queries, index, products), codegen
+        return types.void(words, index, index, table, before, queries, index, products), codegen
 
     return dot_strip
 
@@ -143,29 +177,29 @@ def add_products(
     return types.void(products, index, *pairs, scales, index, out, index), codegen
 
 
-def make_expand_strip(operations: Operations, bits: int) -> Any:
+def make_expand_strip(operations: Operations, bits: int, windows: Windows = None) -> Any:
     """Return an operation that writes one strip's levels.
 
-    expand_strip(words, at, units, table, levels): the first four as for `make_dot_strip`; levels u8, written:
+    expand_strip(words, at, units, table, before, levels): the first five as for `make_dot_strip`; levels u8, written:
     [step][lane][4].
     """
     steps = Unit.of(bits).steps
 
     @intrinsic
-    def expand_strip(typing_context: Any, words: Any, at: Any, units: Any, table: Any, levels: Any) -> Any:
+    def expand_strip(typing_context: Any, words: Any, at: Any, units: Any, table: Any, before: Any, levels: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            strip = _Strip(context, builder, signature.args[:4], arguments[:4], operations, bits)
+            strip = _Strip(context, builder, signature.args[:5], arguments[:5], operations, bits, windows)
 
             def write(found: Any, unit: Any, step: int) -> None:
                 place = builder.mul(builder.add(builder.mul(unit, LONG(steps)), LONG(step)), LONG(LANES * STEP))
-                target = address(context, builder, signature.args[4], arguments[4], place, BYTES)
+                target = address(context, builder, signature.args[5], arguments[5], place, BYTES)
                 builder.store(found, target).align = 1
 
             strip.for_steps(write)
             return context.get_dummy_value()
 
         index = types.intp
-        return types.void(words, index, index, table, levels), codegen
+        return types.void(words, index, index, table, before, levels), codegen
 
     return expand_strip
 

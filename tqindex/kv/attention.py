@@ -96,7 +96,7 @@ def attend(
     Raises
     ------
     ArgumentError
-        Dropout, or an argument that is not implemented; on a GPU, a page or head_dim beyond 512.
+        Dropout, or an argument that is not implemented; on a GPU, kind "trellis", a page or head_dim beyond 512.
     DeviceError
         Tensors of a CUDA device without CuPy, or the device failed; the message says what to do.
     """
@@ -107,8 +107,13 @@ def attend(
     rule = _Rule(query.shape[3] ** -0.5 if scaling is None else scaling, softcap, s_aux, causal)
     views, form = _as_views(key, value)
     place = query.device if query.is_cuda else torch.device("cpu")
-    if form is not None:
-        device_reader(place)  # what is missing is told before pages are read
+    if form is not None:  # what is missing is told before pages are read
+        reader = device_reader(place)
+        if reader is not None and form.trellis:
+            raise ArgumentError(
+                f"attention {ATTENTION!r} must be of kind 'mse' or 'prod' on a GPU, got 'trellis': use another "
+                "attention, which reads the same cache densely"
+            )
     with torch.no_grad():
         outs = []
         for row, view in enumerate(views):

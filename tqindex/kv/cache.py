@@ -31,10 +31,11 @@ class TurboQuantCache(Cache):
     config : PreTrainedConfig
         The model's.
     key_bits, value_bits : {1, 2, 2.5, 3, 3.5, 4, 8}
-        2.5 and 3.5: half of the channels with one bit more than the other half.
-    kind : {"mse", "prod"}
-        How keys are packed: "prod" spends one bit on a sketch (TurboQuant_prod) and takes widths from 2 to 4. Values
-        are always "mse".
+        2.5 and 3.5: half of the channels with one bit more than the other half. Kinds other than "mse" take 2 to 4.
+    kind : {"mse", "prod", "trellis"}
+        How keys and values are packed: "trellis" leaves less error in as many bits, for more work (`tqindex.Codec`);
+        attention "tqindex" does not read it on a GPU. "prod" spends one bit of keys on a sketch (TurboQuant_prod);
+        values are then "mse".
     sinks : int
         First tokens of a sequence that stay exact.
     recent : int
@@ -87,7 +88,10 @@ class TurboQuantCache(Cache):
             if type(layer) is DynamicLayer and widths is not None:
                 layers[number] = TurboQuantLayer(self.options.with_widths(widths), decoder)
         if not any(isinstance(layer, TurboQuantLayer) for layer in layers):
-            raise ArgumentError(f"config must have layers of full attention to pack, got {config.model_type!r}")
+            raise ArgumentError(
+                f"config and per_layer must leave layers of full attention to pack, got none of {config.model_type!r}: "
+                "sliding-window and linear layers stay as the library has them"
+            )
         super().__init__(layers=layers)
 
     def memory(self) -> dict[str, int]:

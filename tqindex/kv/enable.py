@@ -8,15 +8,17 @@ from typing import Any
 import click
 import torch
 
-from tqindex.checks import check_number
+from tqindex.checks import check_choice, check_number
 from tqindex.errors import ArgumentError
 from tqindex.kv.cache import TurboQuantCache
 from tqindex.kv.memory import estimate_memory, layer_shapes
 from tqindex.kv.options import LayerOptions
-from tqindex.kv.presets import parse_preset
+from tqindex.kv.quantiser import KIND_WIDTHS
 
 #: Widths to choose from, most accurate first; keys get the larger share, since errors in them are amplified.
-_LADDER = ("8/8", "8/4", "4/4", "4/3", "3/3", "3/2", "2/2")
+_LADDER = ((8, 8), (8, 4), (4, 4), (4, 3), (3, 3), (3, 2), (2, 2))
+#: What may be asked for; widths follow from the ratio, and padding from each call's mask.
+_OPTIONS = ("kind", "sinks", "recent", "page", "center", "seed")
 #: Tokens at which the ratio with exact windows is told.
 _CONTEXT = 8192
 _MARK = "_tqindex_original"
@@ -32,7 +34,7 @@ def enable_turbo_quant(model: Any, compression_ratio: float = 4, **options: Any)
     model : PreTrainedModel
     compression_ratio : float
         Of packed pages to 16-bit keys and values, norms and means included: the most accurate widths that reach it.
-    options : sinks, recent, page, center, seed
+    options : kind, sinks, recent, page, center, seed
         As `TurboQuantCache` takes them.
 
     Returns
@@ -43,8 +45,12 @@ def enable_turbo_quant(model: Any, compression_ratio: float = 4, **options: Any)
     Raises
     ------
     ArgumentError
-        A ratio that cannot be reached, an option that breaks its rule, or a model that cannot be served.
+        A ratio that cannot be reached in the kind, an option that breaks its rule, or a model that cannot be served.
     """
+    for name in options:
+        check_choice("an option", name, _OPTIONS)
+    if not hasattr(model, "config") or not hasattr(model, "generate"):
+        raise ArgumentError(f"model must be one of transformers that generates, got {type(model).__name__}")
     chosen = _choose(model, check_number("compression_ratio", compression_ratio), LayerOptions(**options))
     in_pages, in_all = _measure(model, chosen)
     if hasattr(model.generate, _MARK):
@@ -74,9 +80,11 @@ def disable_turbo_quant(model: Any) -> None:
 
 
 def _choose(model: Any, ratio: float, base: LayerOptions) -> LayerOptions:
-    shapes = layer_shapes(model.config)
-    for name in _LADDER:
-        options = parse_preset(name, base)
+    shapes, widths, value_widths = layer_shapes(model.config), KIND_WIDTHS[base.kind], KIND_WIDTHS[base.value_kind]
+    for key_bits, value_bits in _LADDER:
+        if key_bits not in widths or value_bits not in value_widths:
+            continue
+        options = replace(base, key_bits=key_bits, value_bits=value_bits)
         reached = 16 / estimate_memory(shapes, options, _CONTEXT).page_bits
         if reached >= ratio:
             return options

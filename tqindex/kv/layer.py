@@ -45,8 +45,7 @@ class TurboQuantLayer(CacheLayerMixin):
         batch, heads, _, dim = key_states.shape
         self.dtype, self.device = key_states.dtype, key_states.device
         keys = Quantiser(dim, options.key_bits, options.kind, options.seed)
-        # Values are averaged, not multiplied with a query, so that the sketch of "prod" is of no use to them.
-        values = Quantiser(value_states.shape[3], options.value_bits, "mse", options.seed, options.page)
+        values = Quantiser(value_states.shape[3], options.value_bits, options.value_kind, options.seed, options.page)
         self.form = PageForm(keys, values, heads, options.sinks, options.recent, options.page, options.center)
         self.sequences = [self._new_sequence(pads, key_states, value_states) for pads in options.paddings(batch)]
         self.is_initialized = True

@@ -11,7 +11,7 @@ from tqindex.errors import ArgumentError
 from tqindex.kv.options import LayerOptions
 from tqindex.kv.pages import PageForm
 from tqindex.kv.quantiser import Quantiser
-from tqindex.kv.support import check_model
+from tqindex.kv.support import check_model, check_name
 
 #: Bytes of a number in a 16-bit model, of a stored norm, and of a channel of a page's mean.
 _HALF = 2
@@ -83,6 +83,7 @@ def read_config(name: str) -> PreTrainedConfig:
     ArgumentError
         There is none, or it cannot be used.
     """
+    check_name(name, "a model's configuration")
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
@@ -162,7 +163,7 @@ def _packed_tokens(options: LayerOptions, context: int) -> int:
 def _packed_layer(shape: LayerShape, options: LayerOptions, context: int) -> dict[str, int]:
     """Bytes of one row of one layer by part."""
     keys = Quantiser(shape.dim, options.key_bits, options.kind, options.seed)
-    values = Quantiser(shape.dim, options.value_bits, "mse", options.seed, options.page)
+    values = Quantiser(shape.dim, options.value_bits, options.value_kind, options.seed, options.page)
     form = PageForm(keys, values, shape.heads, options.sinks, options.recent, options.page, options.center)
     tokens = _packed_tokens(options, context)
     packed = [*keys.allocate(shape.heads, tokens), *values.allocate(shape.heads, tokens)]

@@ -10,6 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from tqindex.checks import check_choice, check_integer
 from tqindex.errors import ArgumentError, FileFormatError
+from tqindex.kv.support import check_name
 
 #: Tokens that a prompt is read in at once.
 BLOCK = 512
@@ -35,6 +36,7 @@ def load_model(
         There is none, or it cannot be used.
     """
     check_choice("dtype", dtype, _DTYPES)
+    check_name(name, "a causal language model with its tokenizer")
     if threads is not None:
         torch.set_num_threads(check_integer("threads", threads, 1))
     if not sys.stderr.isatty():

@@ -7,10 +7,8 @@ from typing import Any
 from tqindex.checks import check_choice, check_integer
 from tqindex.codec.codec import Kind
 from tqindex.errors import ArgumentError
-from tqindex.kv.quantiser import PROD_WIDTHS, WIDTHS
+from tqindex.kv.quantiser import KIND_WIDTHS
 
-#: What attention's kernels read.
-_KINDS = ("mse", "prod")
 #: What codes of any width fill whole words with.
 PAGE_MULTIPLE = 32
 
@@ -36,10 +34,12 @@ class LayerOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_choice("kind", self.kind, _KINDS)
-        widths = PROD_WIDTHS if self.kind == "prod" else WIDTHS
-        check_choice("key_bits" if self.kind == "mse" else "key_bits of kind 'prod'", self.key_bits, widths)
-        check_choice("value_bits", self.value_bits, WIDTHS)
+        check_choice("kind", self.kind, tuple(KIND_WIDTHS))
+        for name, bits, kind in (
+            ("key_bits", self.key_bits, self.kind),
+            ("value_bits", self.value_bits, self.value_kind),
+        ):
+            check_choice(name if kind == "mse" else f"{name} of kind {kind!r}", bits, KIND_WIDTHS[kind])
         check_integer("sinks", self.sinks, 0)
         check_integer("recent", self.recent, 0)
         if check_integer("page", self.page, 1) % PAGE_MULTIPLE:
@@ -48,6 +48,11 @@ class LayerOptions:
         for padding in self.left_padding or ():
             check_integer("left_padding", padding, 0)
         check_integer("seed", self.seed, 0, 2**63 - 1)
+
+    @property
+    def value_kind(self) -> Kind:
+        """How values are packed: they are averaged, not multiplied with a query, so a sketch is of no use to them."""
+        return "mse" if self.kind == "prod" else self.kind
 
     def with_widths(self, widths: Any) -> "LayerOptions":
         """Return the same with other (key_bits, value_bits)."""
@@ -69,6 +74,8 @@ def check_per_layer(per_layer: Mapping[int, Any] | None, layers: int) -> dict[in
     Raises
     ------
     ArgumentError
-        Numbers that are none of a layer.
+        No mapping, or numbers that are none of a layer.
     """
+    if per_layer is not None and not isinstance(per_layer, Mapping):
+        raise ArgumentError(f"per_layer must be a mapping of layers' numbers to widths, got {per_layer!r}")
     return {check_integer("per_layer", number, 0, layers - 1): value for number, value in (per_layer or {}).items()}

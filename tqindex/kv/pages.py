@@ -45,6 +45,11 @@ class PageForm:
     center: bool
 
     @property
+    def trellis(self) -> bool:
+        """Whether codes are of a trellis."""
+        return any(part.trellis for part in (*self.keys.parts, *self.values.parts))
+
+    @property
     def room(self) -> int:
         """Exact tokens between two calls at most."""
         return self.sinks + self.recent + self.page

@@ -10,6 +10,8 @@ from tqindex.kv.quantiser import WIDTHS
 
 #: What `tqindex kv memory` and `tqindex kv eval` show, widest first.
 PRESETS = ("8/8", "4/4", "4/3", "3.5/3.5", "3/3", "2/4", "2.5/2.5", "2/2")
+#: Kinds that a name may ask for; without one it is "mse".
+_KINDS = ("prod", "trellis")
 #: Fields of `LayerOptions` that a name may set to an integer.
 _INTEGERS = ("sinks", "recent", "page", "seed")
 
@@ -20,8 +22,8 @@ def parse_preset(name: str, base: LayerOptions | None = None) -> LayerOptions:
     Parameters
     ----------
     name : str
-        "KEY_BITS/VALUE_BITS", then any of "prod" (keys with a sketch), "uncentred", and "sinks=N", "recent=N",
-        "page=N", "seed=N".
+        "KEY_BITS/VALUE_BITS", then any of "trellis", "prod" (keys with a sketch), "uncentred", and "sinks=N",
+        "recent=N", "page=N", "seed=N".
     base : LayerOptions, optional
         Where what the name leaves out is taken from.
 
@@ -36,13 +38,14 @@ def parse_preset(name: str, base: LayerOptions | None = None) -> LayerOptions:
         changes: dict[str, Any] = dict(_parse_word(word) for word in words)
     except ValueError as error:
         raise ArgumentError(
-            f"preset must be KEY_BITS/VALUE_BITS, such as 4/3, and known words, got {name!r}"
+            f"preset must be KEY_BITS/VALUE_BITS, each one of {', '.join(map(str, WIDTHS))}, then any of "
+            f"{', '.join((*_KINDS, 'uncentred', *(f'{field}=N' for field in _INTEGERS)))}; got {name!r}"
         ) from error
     return replace(base or LayerOptions(), key_bits=key_bits, value_bits=value_bits, **changes)
 
 
 def _parse_word(word: str) -> tuple[str, Any]:
-    if word == "prod":
+    if word in _KINDS:
         return "kind", word
     if word == "uncentred":
         return "center", False

@@ -13,6 +13,7 @@ from tqindex.codec.codec import Kind
 from tqindex.codec.effort import SEARCHED_WIDTHS
 from tqindex.codec.packing import plane_bytes, unpack_codes
 from tqindex.codec.rotation import HadamardRotation, MatrixProjection
+from tqindex.codec.trellis import WINDOW, TrellisCodebook, starts_of
 from tqindex.kernels.encoder import encode_rows
 from tqindex.kernels.kv import make_decode_keys, make_decode_values, make_score_keys, make_sum_values
 from tqindex.kernels.kv_layout import pack_strips, strips_shape
@@ -24,7 +25,12 @@ UInt16Array = npt.NDArray[np.uint16]
 
 #: Widths of keys and values; a half is a split of the channels between its two neighbours.
 WIDTHS = (1, 2, 2.5, 3, 3.5, 4, 8)
-PROD_WIDTHS = (2, 2.5, 3, 3.5, 4)
+#: Those of the kinds that do not have all.
+KIND_WIDTHS: dict[Kind, tuple[float, ...]] = {
+    "mse": WIDTHS,
+    "prod": (2, 2.5, 3, 3.5, 4),
+    "trellis": (2, 2.5, 3, 3.5, 4),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +40,7 @@ class Packed:
     Attributes
     ----------
     words : uint32 (heads, strips, units, words, 16) for keys, (heads, pages, strips, units, words, 16) for values
-    norms : uint16 (heads, tokens), the codec's scales
+    norms : uint16 (heads, tokens), the codec's scales; their lowest bits hold the starts of trellis codes
     signs : uint32, as `words`, or (heads, 0, ...)
         A sketch's signs.
     sketch_norms : uint16 (heads, tokens) or (heads, 0), the codec's sketch scales
@@ -83,6 +89,8 @@ class Part:
     codec : Codec
     bits : int
         Of a code, without the sketch's sign.
+    trellis : bool
+        Whether codes are read by windows.
     reading : as `tqindex.kernels.kv` takes it
     sketch : torch.Tensor (dim, dim), float32, or None
         Sketched rows times this are rows in the rotated basis.
@@ -91,9 +99,10 @@ class Part:
     def __init__(self, channels: slice, codec: Codec) -> None:
         self.channels, self.codec = channels, codec
         book, projection = codec.codebook, codec.sketch_projection
-        self.bits = book.bits
+        self.bits, self.trellis = book.bits, isinstance(book, TrellisCodebook)
+        levels = (book.levels.astype(np.int16) + 128).astype(np.uint8)
         # Of 8 bits the plain codes are multiplied, and stand for step * (code - 127.5).
-        table = np.tile(np.resize((book.levels.astype(np.int16) + 128).astype(np.uint8), 16), 4)
+        table = levels if self.trellis else np.tile(np.resize(levels, 16), 4)
         self.reading = table, 255 if book.offset else 256, float(book.step)
         self.sketch = None if projection is None else _matrix(projection, codec.dim)
 
@@ -108,10 +117,10 @@ class Quantiser:
     ----------
     dim : int, at least 2
         Channels of a head.
-    bits : {1, 2, 2.5, 3, 3.5, 4, 8} for kind "mse", {2, 2.5, 3, 3.5, 4} for kind "prod"
+    bits : {1, 2, 2.5, 3, 3.5, 4, 8} for kind "mse", {2, 2.5, 3, 3.5, 4} for kinds "prod" and "trellis"
         2.5 and 3.5 split the channels: the first half of them under a codec of one bit more. With rotary positions
         each half has one channel of every pair, so neither is favoured.
-    kind : {"mse", "prod"}
+    kind : {"mse", "prod", "trellis"}
     seed : int
     page : int, optional
         Given for values: their strips are channels of a page's tokens. For keys they are tokens.
@@ -144,9 +153,10 @@ class Quantiser:
         codes: npt.NDArray[Any] = unpack_codes(encoded.planes, 8 * plane_bytes(codec.dim), codec.bits)[:, : codec.dim]
         codes = codes.reshape(*block.shape[:2], codec.dim)
         heads, sketched = len(block), part.sketch is not None
+        starts = (starts_of(encoded.scales), WINDOW - part.bits) if part.trellis else ()
         return Packed(
             self._pack(codes >> 1 if sketched else codes, codec.codebook.bits),
-            pack_norms(encoded.scales).reshape(heads, -1),
+            pack_norms(encoded.scales, *starts).reshape(heads, -1),
             self._pack((codes & 1)[:, : codes.shape[1] * sketched], 1),
             pack_norms(encoded.sketch_scales).reshape(heads, -1),
         )
@@ -186,7 +196,7 @@ class Quantiser:
             if part.sketch is not None:
                 make(1)(codes.signs, codes.sketch_norms, SIGNS, rows.numpy())
                 rows = torch.matmul(rows, part.sketch)
-            make(part.bits)(codes.words, codes.norms, part.reading, rows.numpy())
+            make(part.bits, part.trellis)(codes.words, codes.norms, part.reading, rows.numpy())
             out[:, :, part.channels] = rows
         return out
 
@@ -211,7 +221,8 @@ class Quantiser:
         queries : as `split_queries` gives them, of the CPU; out : float32 (heads, n, columns)
         """
         for part, codes, (share, sketched) in zip(self.parts, packed, queries, strict=True):
-            make_score_keys(part.bits)(codes.words, codes.norms, part.reading, share.numpy(), at, tokens, out)
+            score = make_score_keys(part.bits, part.trellis)
+            score(codes.words, codes.norms, part.reading, share.numpy(), at, tokens, out)
             if sketched is not None:
                 make_score_keys(1)(codes.signs, codes.sketch_norms, SIGNS, sketched.numpy(), at, tokens, out)
 
@@ -224,10 +235,11 @@ class Quantiser:
     ) -> None:
         """Add each head's first tokens times weights[:, :, at : at + tokens] to sums.
 
-        weights : float32 (heads, n, columns). Kind "mse" only: there is no sketch in the sums.
+        weights : float32 (heads, n, columns). Not of kind "prod": there is no sketch in the sums.
         """
         for part, codes, total in zip(self.parts, packed, sums, strict=True):
-            make_sum_values(part.bits)(codes.words, codes.norms, part.reading, weights, at, tokens, total)
+            add = make_sum_values(part.bits, part.trellis)
+            add(codes.words, codes.norms, part.reading, weights, at, tokens, total)
 
     def join_sums(self, sums: list[Float32Array]) -> torch.Tensor:
         """Return sums in the channels, float32 (heads, n, dim)."""
@@ -242,4 +254,5 @@ def _matrix(projection: HadamardRotation | MatrixProjection, dim: int) -> torch.
 
 def _make_codec(dim: int, bits: int, kind: Kind, seed: int) -> Codec:
     levels = bits - 1 if kind == "prod" else bits
-    return Codec(dim, bits, kind=kind, seed=seed, effort="search" if levels in SEARCHED_WIDTHS else "plain")
+    searched = kind != "trellis" and levels in SEARCHED_WIDTHS
+    return Codec(dim, bits, kind=kind, seed=seed, effort="search" if searched else "plain")

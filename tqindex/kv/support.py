@@ -1,6 +1,7 @@
 """Which models a packed cache can serve: what cannot be is refused when the cache is made."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -38,3 +39,15 @@ def check_model(config: Any) -> None:
     attention = getattr(decoder, "_attn_implementation", None) or ""
     if attention.startswith("paged"):
         raise ArgumentError(f"the attention must read this cache, got {attention!r}, which keeps its own")
+
+
+def check_name(name: str, what: str) -> None:
+    """Refuse the path of a model that is not there; a name on the Hub has one slash at most and begins with a letter.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    path = Path(name)
+    if not path.exists() and (name.count("/") > 1 or not name[:1].isalnum() or path.is_absolute()):
+        raise ArgumentError(f"{name} must be {what}: there is no such folder")
