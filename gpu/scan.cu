@@ -50,8 +50,11 @@ __device__ __forceinline__ void load_halves(const Codes& codes, const float* sca
 #pragma unroll
     for (int i = 0; i < OWN_ROWS; ++i)
 #pragma unroll
-      for (int plane = BEGIN; plane < END; ++plane)
+      for (int plane = BEGIN; plane < END; ++plane) {
         halves.planes[i][plane] = load_half(codes, plane, rows[i] == NO_ROW ? 0 : rows[i], half);
+        // The compiler moves no loads across this: all their addresses would not fit in registers.
+        if (CODE_BITS == 8) __syncwarp();
+      }
     return;
   }
   // Of both layouts these are whole words.

@@ -229,6 +229,33 @@ def test_codes_are_sent_once_if_they_fit_and_else_by_every_search(
     assert set(runtime.turns) == ({0} if fits == "all" else {0, 1})
 
 
+@pytest.mark.parametrize(("most", "copies"), [(64, 5), (128, 3), (2**22, 2)])
+def test_full_segments_that_follow_each_other_have_one_copy(
+    most: int, copies: int, on_host: HostRuntime, small_segments: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "MOST_GROUPED", most)
+    here, there = pair()
+    vectors, queries = random_rows(4 * 64 + 20), random_rows(10, seed=1)
+
+    def count_copies() -> int:
+        for some in (queries, queries[:2]):
+            assert_same(there.search(some, 40), here.search(some, 40))
+        return len(set(map(id, there._engine._store._held.values())))  # type: ignore[attr-defined]
+
+    for index in (here, there):
+        index.add(vectors)
+    assert count_copies() == copies
+    for index in (here, there):
+        index.remove(np.arange(60, 70))
+    assert count_copies() == copies
+    for index in (here, there):
+        index.compact()  # two segments become others
+        index.add(vectors[:100], ids=np.arange(1000, 1100))
+    count_copies()
+    segments = there._rows.all_segments()
+    assert set(there._engine._store._held) == {segment.rows for segment in segments}  # type: ignore[attr-defined]
+
+
 def test_vectors_are_encoded_by_pieces_on_two_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "PIECE_BYTES", 24 * 4 * DIM)
     runtime, vectors = Counted(2**40), random_rows(N)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tqindex.codec import Codec
-from tqindex.gpu import roofline
+from tqindex.gpu import is_available, measure, roofline
 from tqindex.gpu.attention_cases import attention_cases
 from tqindex.gpu.host.count import ArrayTraffic, Counts
 from tqindex.gpu.measure import Measured
@@ -133,3 +133,16 @@ def test_one_query_moves_little_more_than_it_must() -> None:
     result = evaluate(Case("one", 1_000_000, (4096, 8192, 12288), search_one, Codec(256)))
     assert result.moved_bytes() <= 1.25 * result.least_bytes
     assert result.deviation < 0.05
+
+
+@pytest.mark.gpu
+def test_cases_are_measured_on_a_device(tmp_path: Path) -> None:
+    available = is_available()
+    if not available:
+        pytest.skip(f"no GPU: {available.reason}")
+    case = attention_cases()[0].name
+    measure.main(["--only", case, "--repeats", "2", "--output", str(tmp_path / "measured.json")])
+    found = Measured.read(tmp_path / "measured.json")
+    assert found.sources == hash_sources()
+    assert list(found.seconds) == [case]
+    assert len(found.seconds[case]) == 2
