@@ -8,7 +8,7 @@ __device__ __forceinline__ unsigned char level_of(const signed char* levels, int
   return coordinate < columns ? levels[coordinate] : 0;
 }
 
-// Write a query's levels in the order of expand_half; returns this thread's parts of their sum and of the sum of their squares.
+// Write a query's levels in the order of codes.cuh; returns this thread's parts of their sum and of their squares'.
 __device__ int2 order_levels(const signed char* levels, int columns, int depth, int* out) {
   int sum = 0, squares = 0;
   for (int i = threadIdx.x; i < depth / 4; i += THREADS) {

@@ -9,14 +9,14 @@
 #include "common.cuh"
 #include "codes.cuh"
 
-// Blocks of one multiprocessor: 80 registers for each thread. From Hopper on bounds fit in 64, and more blocks hide more
-// of the memory's latency: an H100 takes a fifth less time.
+// Blocks of one multiprocessor: 80 registers for each thread, 128 where codes of 8 bits are scored. From Hopper on bounds
+// fit in 64, and more blocks hide more of the memory's latency: an H100 takes a fifth less time.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr int BOUND_BLOCKS = 3;
 #else
 constexpr int BOUND_BLOCKS = 4;
 #endif
-constexpr int THREADS = 256, SCORE_BLOCKS = 3;
+constexpr int THREADS = 256, SCORE_BLOCKS = CODE_BITS == 8 ? 2 : 3;
 // Coordinates of a query that are in shared memory at a time, as halves.
 constexpr int CHUNK_HALVES = 256;
 // Lanes that share a row which is scored in full; 8 rows of a warp, as a block of the leading planes has them.
@@ -53,7 +53,7 @@ __device__ void stage_query(const signed char* query, int halves, int first, int
   for (int i = threadIdx.x; i < count; i += THREADS) staged[i] = from[i];
 }
 
-// The same, by bits: word i of 8 has the coordinates i, i + 8, i + 16 and i + 24, one of each byte of a half of a plane.
+// The same, by bits: word i of 8 has the coordinates i, i + 8, i + 16 and i + 24, one of each byte of a plane's half.
 __device__ void stage_query_by_bits(const signed char* query, int halves, int first, int4* staged) {
   const int4* from = reinterpret_cast<const int4*>(query) + 2 * first;
   for (int half = threadIdx.x; half < min(CHUNK_HALVES, halves - first); half += THREADS) {

@@ -1,5 +1,5 @@
-// Many queries against many rows: codes are expanded to int8 levels in registers and multiplied with a tile of queries by
-// the tensor cores; of the scores each block keeps the best KEEP, or, where KEEP is 0, writes all.
+// Many queries against many rows: codes are expanded to int8 levels in registers and multiplied with a tile of queries
+// by the tensor cores; of the scores each block keeps the best KEEP, or, where KEEP is 0, writes all.
 #include "common.cuh"
 #include "codes.cuh"
 #include "tensor.cuh"
@@ -9,9 +9,10 @@
 #endif
 
 constexpr int THREADS = 256, MOST_BLOCKS = 2;  // of one multiprocessor: 128 registers for each thread
-// Rows and queries of a product of the tensor cores; of a warp's rows, and columns of 8 queries (scan.py: tile_queries).
+// A warp has the rows of one product of the tensor cores, and columns of its 8 queries (scan.py: tile_queries).
 constexpr int WARP_ROWS = 16, COLUMN = 8, TILE_ROWS = THREADS / 32 * WARP_ROWS;
-constexpr int TILE_QUERIES = KEEP > 16 ? 32 : SKETCH || TRELLIS || CODE_BITS == 8 ? 64 : 128, COLUMNS = TILE_QUERIES / COLUMN;
+constexpr int TILE_QUERIES = KEEP > 16 ? 32 : SKETCH || TRELLIS || CODE_BITS == 8 ? 64 : 128,
+              COLUMNS = TILE_QUERIES / COLUMN;
 // Whether a lane has registers for what it needs next.
 constexpr bool LOADS_AHEAD = CODE_BITS < 8;
 // Columns between which a warp may stop, where there are no more queries.
@@ -82,8 +83,8 @@ struct Queries {
   int there;        // in the tile
 };
 
-// Bring the halves first.. of the tile's queries to shared memory, their levels or those of their sketch. In the places of
-// queries that are not there, the last comes again.
+// Bring the halves first.. of the tile's queries to shared memory, their levels or those of their sketch. In the places
+// of queries that are not there, the last comes again.
 template <bool SIGNS>
 __device__ __forceinline__ void stage_queries(const Queries& queries, int first, int2* staged) {
   constexpr int PIECES = CHUNK / 4, AT_ONCE = THREADS / PIECES;
@@ -165,7 +166,8 @@ __device__ __forceinline__ void change_scores(const Sides& sides, const OwnRows&
 #pragma unroll
   for (int i = 0; i < OWN_ROWS; ++i) {
     const unsigned row = rows[i] == NO_ROW ? 0 : rows[i];
-    of_row[i] = {sides.scales[row], SKETCH ? sides.sketch_scales[row] : 0.f, sides.has_offsets ? sides.offsets[row] : 0.f};
+    of_row[i] = {sides.scales[row], SKETCH ? sides.sketch_scales[row] : 0.f,
+                 sides.has_offsets ? sides.offsets[row] : 0.f};
   }
 #pragma unroll
   for (int column = 0; column < COLUMNS; ++column)
@@ -273,8 +275,8 @@ __device__ __forceinline__ void store_slice(const float (&scores)[COLUMNS][OWN],
   }
 }
 
-// Put a slice's best scores, (SLICE, SLICE_LINE), among the best k, each warp those of its own queries; the largest first,
-// so that no more than k are ever put in.
+// Put a slice's best scores, (SLICE, SLICE_LINE), among the best k, each warp those of its own queries; the largest
+// first, so that no more than k are ever put in.
 //
 // first_query: of the slice; `there`: queries of the tile
 // least: scores that k rows are known to reach, by query; other blocks learn it from `reached`

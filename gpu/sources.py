@@ -50,9 +50,10 @@ def define_options(kernel: Kernel) -> tuple[str, ...]:
     return tuple(f"-D{name}={value}" for name, value in kernel.defines)
 
 
-def hash_sources() -> str:
-    """Return a hash of the kernels' sources."""
+def hash_sources(folder: Path = _HERE) -> str:
+    """Return a hash of the kernels' sources, without comments and spaces."""
     digest = hashlib.sha256()
-    for path in sorted([*_HERE.glob("*.cu"), *_HERE.glob("*.cuh")]):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for path in sorted([*folder.glob("*.cu"), *folder.glob("*.cuh")]):
+        code = "".join(line.partition("//")[0] for line in path.read_text().splitlines())
+        digest.update((path.name + "".join(code.split())).encode())
     return digest.hexdigest()

@@ -48,9 +48,10 @@ class Searching(Changing):
     ) -> SearchResult:
         """Find the k best vectors for each query by a scan over all codes.
 
-        Up to 8 queries are answered by reading the codes' leading bit planes first and scoring in full only the rows
-        that these leave in question. Over the random rotation, the probability that any of a query's k best codes is
-        lost that way is at most 1e-6. Codes of kind "trellis" are all scored in full, as those of effort "search".
+        Up to 8 queries, on a GPU 2, are answered by reading the codes' leading bit planes first and scoring in full
+        only the rows that these leave in question. Over the random rotation, the probability that any of a query's k
+        best codes is lost that way is at most 1e-6. Codes of kind "trellis" are all scored in full, as those of effort
+        "search".
 
         Parameters
         ----------
