@@ -1,0 +1,74 @@
+"""Searches on a GPU beside exact products in torch: `python -m tqindex.bench.gpu`, for README's table.
+
+Times are a caller's: from queries in device memory to results there, medians of 15 calls.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import tqindex as tq
+
+_ROWS, _DIMS, _QUERIES, _RESULTS = 1_000_000, (1536, 100), (1, 128, 1024), 10
+_PIECE, _REPEATS = 100_000, 15
+
+
+def _median_ms(search: Callable[[], Any], wait: Callable[[], None]) -> float:
+    """Return the median time of a call; the first two do not count."""
+    times = []
+    for _ in range(_REPEATS + 2):
+        wait()
+        start = time.perf_counter()
+        search()
+        wait()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[2:]) * 1e3)
+
+
+def _tell(name: str, dim: int, queries: int, ms: float) -> None:
+    sys.stdout.write(f"{name}, {_ROWS:,} x {dim}, {queries} queries: {ms:.2f} ms\n")
+    sys.stdout.flush()
+
+
+def _measure_ours(dim: int) -> None:
+    import cupy
+
+    rng, index = cupy.random.default_rng(0), tq.Index(dim, bits=4, metric="ip", device="gpu")
+    for _ in range(0, _ROWS, _PIECE):
+        index.add(rng.standard_normal((_PIECE, dim), np.float32))
+    wait = cupy.cuda.Device().synchronize
+    for count in _QUERIES:
+        queries = rng.standard_normal((count, dim), np.float32)
+        of_host = cupy.asnumpy(queries)
+        _tell("tqindex, NumPy to NumPy", dim, count, _median_ms(lambda q=of_host: index.search(q, _RESULTS), wait))
+        there = _median_ms(lambda q=queries: index.search(q, _RESULTS, output="device"), wait)
+        _tell("tqindex, device to device", dim, count, there)
+    del index
+    cupy.get_default_memory_pool().free_all_blocks()
+
+
+def _measure_torch(dim: int) -> None:
+    import torch
+
+    for dtype in (torch.float16, torch.float32):
+        rows = torch.randn(_ROWS, dim, device="cuda", dtype=dtype)
+        for count in _QUERIES:
+            queries = torch.randn(count, dim, device="cuda", dtype=dtype)
+            found = _median_ms(lambda q=queries, x=rows: torch.topk(q @ x.T, _RESULTS, dim=1), torch.cuda.synchronize)
+            _tell(f"{dtype}, exact", dim, count, found)
+        del rows
+        torch.cuda.empty_cache()
+
+
+def main() -> None:
+    """Measure on the first GPU."""
+    for dim in _DIMS:
+        _measure_ours(dim)
+        _measure_torch(dim)
+
+
+if __name__ == "__main__":
+    main()
