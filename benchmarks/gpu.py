@@ -3,6 +3,7 @@
 Times are a caller's: from queries in device memory to results there, medians of 15 calls.
 """
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import tqindex as tq
+from tqindex.gpu.cuda import import_cupy
 
 _ROWS, _DIMS, _QUERIES, _RESULTS = 1_000_000, (1536, 100), (1, 128, 1024), 10
 _PIECE, _REPEATS = 100_000, 15
@@ -34,30 +36,32 @@ def _tell(name: str, dim: int, queries: int, ms: float) -> None:
 
 
 def _measure_ours(dim: int) -> None:
-    import cupy
-
+    cupy = import_cupy()
     rng, index = cupy.random.default_rng(0), tq.Index(dim, bits=4, metric="ip", device="gpu")
     for _ in range(0, _ROWS, _PIECE):
         index.add(rng.standard_normal((_PIECE, dim), np.float32))
     wait = cupy.cuda.Device().synchronize
     for count in _QUERIES:
         queries = rng.standard_normal((count, dim), np.float32)
-        of_host = cupy.asnumpy(queries)
-        _tell("tqindex, NumPy to NumPy", dim, count, _median_ms(lambda q=of_host: index.search(q, _RESULTS), wait))
-        there = _median_ms(lambda q=queries: index.search(q, _RESULTS, output="device"), wait)
-        _tell("tqindex, device to device", dim, count, there)
-    del index
+        host = functools.partial(index.search, cupy.asnumpy(queries), _RESULTS)
+        _tell("tqindex, NumPy to NumPy", dim, count, _median_ms(host, wait))
+        there = functools.partial(index.search, queries, _RESULTS, output="device")
+        _tell("tqindex, device to device", dim, count, _median_ms(there, wait))
+    del index, host, there
     cupy.get_default_memory_pool().free_all_blocks()
 
 
 def _measure_torch(dim: int) -> None:
     import torch
 
+    def search(rows: Any, queries: Any) -> Any:
+        return torch.topk(queries @ rows.T, _RESULTS, dim=1)
+
     for dtype in (torch.float16, torch.float32):
         rows = torch.randn(_ROWS, dim, device="cuda", dtype=dtype)
         for count in _QUERIES:
             queries = torch.randn(count, dim, device="cuda", dtype=dtype)
-            found = _median_ms(lambda q=queries, x=rows: torch.topk(q @ x.T, _RESULTS, dim=1), torch.cuda.synchronize)
+            found = _median_ms(functools.partial(search, rows, queries), torch.cuda.synchronize)
             _tell(f"{dtype}, exact", dim, count, found)
         del rows
         torch.cuda.empty_cache()

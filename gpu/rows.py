@@ -82,7 +82,8 @@ class DeviceRows:
         self._codes = DeviceCodes.like(runtime, rows[0], self._starts[-1])
         self._sent = [0] * len(rows)
         # What the copies are of: rows without stored ids may get some, and removing makes other live bits.
-        self._ids_of, self._ids = [NO_IDS] * len(rows), runtime.upload(NO_IDS)
+        self._ids_of: list[npt.NDArray[np.int64] | None] = [NO_IDS] * len(rows)
+        self._ids = runtime.upload(NO_IDS)
         self._live_of, self._live = [ALL_LIVE] * len(rows), runtime.upload(ALL_LIVE)
 
     def __len__(self) -> int:
