@@ -381,10 +381,10 @@ def test_copies_on_the_device_go_with_the_rows(on_host: Any) -> None:
 def test_info_tells_the_share_of_rows_scored_in_full(on_host: Any) -> None:
     index = tq.Index(DIM, device="gpu")
     index.add(random_rows(400))
-    index.search(random_rows(3), 1)
+    index.search(random_rows(2), 1)
     assert index.info()["scan"] == "cascade"
     assert 0 < index.info()["rows_scored"] < 0.9
-    for few, options in ((3, {"exact_scan": True}), (9, {})):
+    for few, options in ((2, {"exact_scan": True}), (3, {})):
         index.search(random_rows(few), 1, **options)  # type: ignore[arg-type]
         assert index.info()["rows_scored"] == 1.0
 
