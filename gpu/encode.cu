@@ -19,8 +19,10 @@ constexpr bool HAS_SKETCH = SKETCH >= 0, UNIFORM = BITS == 8;
 constexpr int CODES = 1 << BITS, ENTRIES = UNIFORM ? 1 : 2 * CODES;  // an array has a size
 constexpr int PLANES = BITS + HAS_SKETCH, LEADING = PLANES < 2 ? PLANES : 2, OTHERS = PLANES - LEADING;
 constexpr int PLANE_BYTES = (DIM + 7) / 8, PLANE_WORDS = (DIM + 31) / 32;
-// Threads of a multiprocessor that registers must be enough for: 80 to a thread, 128, or 168 where it has more to hold.
-constexpr int RESIDENT_THREADS = SLOTS + 4 * HAS_SKETCH <= 16 ? 768 : HAS_SKETCH && BLOCK == 128 ? 384 : 512;
+// Threads of a multiprocessor that registers must be enough for: 80 to a thread, 128, 168, or 255 where it has more to
+// hold.
+constexpr int RESIDENT_THREADS =
+    SLOTS + 4 * HAS_SKETCH <= 16 ? 768 : SLOTS > 32 ? 256 : HAS_SKETCH && BLOCK == 128 ? 384 : 512;
 constexpr int RESIDENT = RESIDENT_THREADS / BLOCK;
 // How many projections of the sketch's kind come before it.
 constexpr int SKETCH_NUMBER = SKETCH == ROTATION;

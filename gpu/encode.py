@@ -21,9 +21,9 @@ from tqindex.gpu.runtime import Kernel, Runtime
 MAX_DIM = 8192
 #: What a block may have without asking the driver for more.
 SHARED_BYTES = 48 * 1024
-#: A block's rows share the words of the stored layout's blocks of 8 rows. A row has one warp, or as many as leave a
-#: thread no more coordinates than this, in blocks of this size.
-_MOST_ROWS, _WARP, _MOST_SLOTS, _BLOCK = 8, 32, 32, 128
+#: A block's rows share the words of the stored layout's blocks of 8 rows. A row of up to so many coordinates has a warp, a
+#: longer one a block of its own, with so many for each thread.
+_MOST_ROWS, _WARP, _OF_WARP, _OF_THREAD = 8, 32, 2048, 32
 #: Levels of a transform that a thread takes at once: so many coordinates, 2**5, of each fit in its registers.
 _MOST_LEVELS = 5
 #: The width whose codebook is a grid.
@@ -96,12 +96,12 @@ class Form:
     @property
     def rows(self) -> int:
         """Rows of a block: a power of two, so that blocks of 8 stored rows hold whole ones."""
-        return _MOST_ROWS if self.team == _WARP else max(1, _BLOCK // self.team)
+        return min(_MOST_ROWS, MAX_DIM >> (self.dim - 1).bit_length()) if self.team == _WARP else 1
 
     @property
     def team(self) -> int:
         """Threads of a row."""
-        return max(_WARP, (1 << (self.dim - 1).bit_length()) // _MOST_SLOTS)
+        return _WARP if self.dim <= _OF_WARP else (1 << (self.dim - 1).bit_length()) // _OF_THREAD
 
     @property
     def block(self) -> int:

@@ -234,7 +234,8 @@ _MEASURED = """
 Measured on {name} (driver for CUDA {driver}, CUDA {cuda}, CuPy {cupy}): medians of {repeats}, the host's time left out.
 The bytes agree with the chip's own counters (Nsight Compute, by hand): encoding 100,000 x 1536 at 4 bits read 614.5 MB
 and wrote 73, counted are 691.6; the bounds of one query at 1536 dimensions read 196.0, counted are 197.2; 128 queries
-read 773, the codes are 772. The times are two to three times those computed: warps wait for memory and for each other.
+read 773, the codes are 772. Times are .6 to 3 times those computed: warps wait for memory and for each other, and where
+codes are expanded the host compiler takes more instructions than the GPU's.
 """
 _STALE = "The kernels have changed since.\n"
 

@@ -25,8 +25,8 @@ from tqindex.gpu.sources import define_options, kernel_names, read_source
 Module = tuple[str, tuple[str, ...]]
 #: Registers of a thread, by kernel: what lets as many blocks share a multiprocessor as its __launch_bounds__ wants.
 MOST_REGISTERS = {
-    "encode_rows": 168,
-    "encode_queries": 168,
+    "encode_rows": 255,
+    "encode_queries": 255,
     "scan_tiles": 128,
     "bound_rows": 80,
     "list_survivors": 64,

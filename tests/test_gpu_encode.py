@@ -355,7 +355,7 @@ def test_every_form_fits_a_block() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dim", "rows"), [(2, 8), (1024, 8), (1025, 2), (2048, 2), (2049, 1), (4096, 1), (4097, 1), (8192, 1)]
+    ("dim", "rows"), [(2, 8), (1024, 8), (1025, 4), (2048, 4), (2049, 1), (4096, 1), (4097, 1), (8192, 1)]
 )
 def test_grids_cover_all_rows_by_whole_blocks(dim: int, rows: int) -> None:
     form = Form(dim, 4, 0)
