@@ -21,8 +21,8 @@ from tqindex.gpu.runtime import Kernel, Runtime
 MAX_DIM = 8192
 #: What a block may have without asking the driver for more.
 SHARED_BYTES = 48 * 1024
-#: A block's rows share the words of the stored layout's blocks of 8 rows. A row of up to so many coordinates has a warp, a
-#: longer one a block of its own, with so many for each thread.
+#: A block's rows share the words of the stored layout's blocks of 8 rows. A row of up to so many coordinates has a
+#: warp, a longer one a block of its own, with so many for each thread.
 _MOST_ROWS, _WARP, _OF_WARP, _OF_THREAD = 8, 32, 2048, 32
 #: Levels of a transform that a thread takes at once: so many coordinates, 2**5, of each fit in its registers.
 _MOST_LEVELS = 5
