@@ -1,4 +1,4 @@
-"""Encoding and search on a GPU, through CuPy; the kernels are compiled and checked without one, see the README."""
+"""Encoding and search on a GPU, through CuPy; the kernels are compiled and checked without one too, see the README."""
 
 from dataclasses import dataclass
 
