@@ -12,12 +12,10 @@ import pytest
 import tqindex as tq
 from tqindex.codec.trellis import TRELLIS_BITS
 from tqindex.errors import ArgumentError, FormatVersionError, VectorError
-from tqindex.gpu.encode import Tables
 from tqindex.index import search
 from tqindex.index import segments as index_segments
 from tqindex.index.plan import ScanPlan
 from tqindex.index.search import FEW_QUERIES
-from tqindex.kv.options import LayerOptions
 
 METRICS = ("ip", "cosine", "l2")
 #: Widths of planes that are whole words and not, down to single bytes.
@@ -203,13 +201,6 @@ def test_from_the_command_line(cli: Any, write_ann: Any, tmp_path: Path) -> None
     assert cli("verify", tmp_path / "words.tq")[0] == 0
     code, _, err = cli("build", ann, "-o", tmp_path / "b", "--codec", "trellis", "--bits", 8)
     assert (code, err) == (2, "Error: bits of kind 'trellis' must be one of 2, 3, 4; got 8\n")
-
-
-def test_what_has_no_kernels_for_it_refuses_it() -> None:
-    with pytest.raises(ArgumentError, match="kind must be one of mse, prod; got 'trellis'"):
-        LayerOptions(kind="trellis")
-    with pytest.raises(ArgumentError, match="kind must be 'mse' or 'prod' on a GPU, got 'trellis': use the CPU"):
-        Tables.of(tq.Codec(64, 4, "trellis"))
 
 
 def recall(index: tq.Index, rows: npt.NDArray[np.float32], queries: npt.NDArray[np.float32]) -> float:
