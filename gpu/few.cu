@@ -9,14 +9,14 @@
 #include "common.cuh"
 #include "codes.cuh"
 
-// Blocks of one multiprocessor: 80 registers for each thread, 128 where codes of 8 bits are scored. From Hopper on bounds
-// fit in 64, and more blocks hide more of the memory's latency: an H100 takes a fifth less time.
+// Blocks of one multiprocessor: 80 registers for each thread, 128 where codes of 8 bits or of a trellis are scored. From
+// Hopper on bounds fit in 64, and more blocks hide more of the memory's latency: an H100 takes a fifth less time.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr int BOUND_BLOCKS = 3;
 #else
 constexpr int BOUND_BLOCKS = 4;
 #endif
-constexpr int THREADS = 256, SCORE_BLOCKS = CODE_BITS == 8 ? 2 : 3;
+constexpr int THREADS = 256, SCORE_BLOCKS = CODE_BITS == 8 || TRELLIS ? 2 : 3;
 // Coordinates of a query that are in shared memory at a time, as halves.
 constexpr int CHUNK_HALVES = 256;
 // Lanes that share a row which is scored in full; 8 rows of a warp, as a block of the leading planes has them.

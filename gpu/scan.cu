@@ -8,7 +8,13 @@
 #define KEEP 16
 #endif
 
-constexpr int THREADS = 256, MOST_BLOCKS = 2;  // of one multiprocessor: 128 registers for each thread
+// Blocks of one multiprocessor: 128 registers for each thread; of 8 bits Blackwell's compiler takes more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000 && CODE_BITS == 8
+constexpr int MOST_BLOCKS = 1;
+#else
+constexpr int MOST_BLOCKS = 2;
+#endif
+constexpr int THREADS = 256;
 // A warp has the rows of one product of the tensor cores, and columns of its 8 queries (scan.py: tile_queries).
 constexpr int WARP_ROWS = 16, COLUMN = 8, TILE_ROWS = THREADS / 32 * WARP_ROWS;
 constexpr int TILE_QUERIES = KEEP > 16 ? 32 : SKETCH || TRELLIS || CODE_BITS == 8 ? 64 : 128,
