@@ -46,6 +46,14 @@ def pytest_report_header() -> str:
 
 
 @pytest.fixture(scope="session")
+def needs_gpu() -> None:
+    """Skip where there is no GPU, and say why."""
+    available = is_available()
+    if not available:
+        pytest.skip(f"no GPU: {available.reason}")
+
+
+@pytest.fixture(scope="session")
 def gaussian_rows() -> Callable[..., Float32Array]:
     """Return a maker of i.i.d. N(0, 1) rows, float32 (n, dim)."""
 

@@ -14,7 +14,6 @@ import pytest
 from tqindex.codec.codebook import make_codebook
 from tqindex.errors import ArgumentError, DeviceError
 from tqindex.gpu import attention as gpu_attention
-from tqindex.gpu import is_available
 from tqindex.gpu.attention import (
     MOST_CODES,
     MOST_QUERIES,
@@ -178,11 +177,9 @@ def test_rows_of_a_batch_are_heads_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("where", ["cupy", pytest.param("device", marks=pytest.mark.gpu)])
-def test_cupys_arrays(where: str, fake_cupy: Any) -> None:
+def test_cupys_arrays(where: str, fake_cupy: Any, request: pytest.FixtureRequest) -> None:
     if where == "device":
-        available = is_available()
-        if not available:
-            pytest.skip(f"no GPU: {available.reason}")
+        request.getfixturevalue("needs_gpu")
         Case(4, 128, n=4, pages=9, left=30).check(open_device())
         return
     with fake_cupy():

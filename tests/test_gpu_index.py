@@ -14,7 +14,7 @@ import pytest
 
 import tqindex as tq
 from tqindex.errors import ArgumentError, UnknownIdError, VectorError
-from tqindex.gpu import is_available, rows, transfer
+from tqindex.gpu import rows, transfer
 from tqindex.gpu.engine import run_on
 from tqindex.gpu.host import HostRuntime
 from tqindex.index import segments as index_segments
@@ -49,9 +49,7 @@ def on_gpu(request: pytest.FixtureRequest, fake_cupy: Any) -> Iterator[None]:
         with fake_cupy():
             yield
     else:
-        available = is_available()
-        if not available:
-            pytest.skip(f"no GPU: {available.reason}")
+        request.getfixturevalue("needs_gpu")
         yield
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from tqindex.errors import ArgumentError, DeviceError
-from tqindex.gpu import is_available
 from tqindex.gpu.cuda import open_device
 from tqindex.gpu.host.build import load_module
 from tqindex.gpu.host.call import HostKernel
@@ -42,9 +41,7 @@ def either(request: pytest.FixtureRequest) -> Callable[..., Any]:
     if request.param == "host":
         library = load_module(read_source(str(SOURCE)))
         return lambda name, schedule="shuffled": HostKernel(library, name, schedule, seed=3)
-    available = is_available()
-    if not available:
-        pytest.skip(f"no GPU: {available.reason}")
+    request.getfixturevalue("needs_gpu")
     return lambda name, _="": functools.partial(run_on_device, name)
 
 

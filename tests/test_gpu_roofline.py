@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tqindex.codec import Codec
-from tqindex.gpu import is_available, measure, roofline
+from tqindex.gpu import measure, roofline
 from tqindex.gpu.attention_cases import attention_cases
 from tqindex.gpu.host.count import ArrayTraffic, Counts
 from tqindex.gpu.measure import Measured
@@ -136,10 +136,8 @@ def test_one_query_moves_little_more_than_it_must() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("needs_gpu")
 def test_cases_are_measured_on_a_device(tmp_path: Path) -> None:
-    available = is_available()
-    if not available:
-        pytest.skip(f"no GPU: {available.reason}")
     case = attention_cases()[0].name
     measure.main(["--only", case, "--repeats", "2", "--output", str(tmp_path / "measured.json")])
     found = Measured.read(tmp_path / "measured.json")
