@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -233,9 +234,14 @@ def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(cli, folder):
         assert (code, err) == (2, f"Error: {name} must be a model's configuration: there is no such folder\n")
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_read(cli, folder):
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_read(cli, folder, monkeypatch):
     code, _, err = cli("kv", "needle", "absent", "--text", folder / "text.txt", "-o", folder / "absent" / "x.png")
-    assert (code, err) == (2, f"Error: {folder / 'absent' / 'x.png'}: cannot be written here\n")
+    assert (code, err) == (2, f"Error: {folder / 'absent'} must be a folder that exists, to write x.png into\n")
+    code, _, err = cli("kv", "needle", "absent", "--text", folder / "text.txt", "-o", folder)
+    assert (code, "must be a regular file, got d" in err) == (2, True)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    code, _, err = cli("kv", "needle", "absent", "--text", folder / "text.txt", "-o", folder / "x.png")
+    assert (code, "must be a folder that may be written to" in err) == (2, True)
 
 
 def test_help_and_the_index_need_no_torch(run_python):

@@ -37,7 +37,7 @@ from tqindex.errors import ArgumentError, CorruptIndexError, MissingFileError, S
 from tqindex.index import Index
 from tqindex.index.index import Metric
 from tqindex.storage import load as load_index
-from tqindex.storage.files import storage_errors, sync_folder, write_file
+from tqindex.storage.files import check_parent, storage_errors, sync_folder, write_file
 
 DOCUMENTS = "documents.jsonl"
 #: Documents whose index is being saved.
@@ -280,8 +280,7 @@ def _open(path: Path, mmap: bool) -> tuple[Header, list[Line], Index | None] | N
 
 def _check_target(folder: Path) -> None:
     """Refuse a place without a parent, and a folder of other things."""
-    if not folder.parent.is_dir():
-        raise MissingFileError(f"{folder.parent} must be a folder that exists, to write {folder.name} into")
+    check_parent(folder)
     if not folder.exists() and not folder.is_symlink():
         return
     if not folder.is_dir() or not all(_is_ours(entry.name) for entry in folder.iterdir()):

@@ -1,21 +1,17 @@
 """Search results as an HDF5 file."""
 
 import io
-import stat
 from pathlib import Path
 
-from tqindex.errors import MissingFileError, StorageError
+from tqindex.errors import StorageError
 from tqindex.index import SearchResult
 from tqindex.readers.truth import Recall
-from tqindex.storage.files import storage_errors, write_file
+from tqindex.storage.files import check_file_target, storage_errors, write_file
 
 
 def check_output(target: Path, force: bool) -> None:
     """Refuse an output that cannot be written, before the search is run."""
-    if not target.parent.is_dir():
-        raise MissingFileError(f"{target.parent} must be a folder that exists, to write {target.name} into")
-    if target.exists() and not target.is_file():
-        raise StorageError(f"{target} must be a regular file, got {stat.filemode(target.stat().st_mode)}")
+    check_file_target(target)
     if target.exists() and not force:
         raise StorageError(f"{target} exists: pass --force to replace it")
     if target.exists() and not _is_hits(target):

@@ -1,7 +1,6 @@
 """The command `tqindex kv`. What it needs of the extra `kv` is imported when a command runs."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -108,12 +107,6 @@ def check_file(path: Path) -> None:
         raise click.ClickException(f"{path}: no such file")
 
 
-def check_folder(path: Path) -> None:
-    """Refuse a file to be written, before the minutes that it takes to have something to write."""
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise click.ClickException(f"{path}: cannot be written here")
-
-
 @kv.command("eval")
 @click.argument("model")
 @click.option("--text", type=click.Path(path_type=Path), required=True, help="A file of text in UTF-8.")
@@ -216,9 +209,10 @@ def needle_command(
     from tqindex.kv.cases import DENSE, parse_case
     from tqindex.kv.models import load_model
     from tqindex.kv.needle import draw_heat_map, is_found, make_haystacks
+    from tqindex.storage.files import check_file_target
 
     check_file(text)
-    check_folder(output)
+    check_file_target(output)
     cases = [DENSE, *(parse_case(name) for name in presets or ("4/4",))]
     places = [i / max(depths - 1, 1) for i in range(check_integer("--depths", depths, 1))]
     loaded, tokenizer = load_model(model, dtype, threads)

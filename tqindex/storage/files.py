@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from tqindex.errors import CorruptIndexError, StorageError, TQIndexError
+from tqindex.errors import CorruptIndexError, MissingFileError, StorageError, TQIndexError
 
 #: Neither through a link nor, at a pipe, without end; 0 where the system has no such flag.
 _OPEN_PLAIN = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
@@ -40,6 +40,21 @@ def write_file(path: Path, *pieces: bytes | memoryview) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_parent(target: Path) -> None:
+    """Refuse a place in a folder that is not there."""
+    if not target.parent.is_dir():
+        raise MissingFileError(f"{target.parent} must be a folder that exists, to write {target.name} into")
+
+
+def check_file_target(target: Path) -> None:
+    """Refuse a place where no file can be written, before there is anything to write."""
+    check_parent(target)
+    if not os.access(target.parent, os.W_OK):
+        raise StorageError(f"{target.parent} must be a folder that may be written to, to write {target.name} into")
+    if target.exists() and not target.is_file():
+        raise StorageError(f"{target} must be a regular file, got {stat.filemode(target.stat().st_mode)}")
 
 
 def temporary_path(path: Path, ending: str) -> Path:

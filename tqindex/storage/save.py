@@ -14,7 +14,7 @@ from tqindex.errors import CorruptIndexError, MissingFileError, StorageError
 from tqindex.index.compact import with_few_segments
 from tqindex.index.segments import RowSet
 from tqindex.storage.entries import Write, write_rows
-from tqindex.storage.files import FileEntry, storage_errors, sync_folder, write_file
+from tqindex.storage.files import FileEntry, check_parent, storage_errors, sync_folder, write_file
 from tqindex.storage.folder import MANIFEST, holds_nothing, is_ours, our_files, remove_files
 from tqindex.storage.lock import writer_lock
 from tqindex.storage.manifest import Manifest, read_manifest
@@ -72,8 +72,7 @@ def check_target(directory: Path, overwrite: bool) -> None:
         Something is there that is not an index, or an index and `overwrite` is False.
     """
     with storage_errors(directory, "written"):
-        if not directory.parent.is_dir():
-            raise MissingFileError(f"{directory.parent} must be a folder that exists, to write {directory.name} into")
+        check_parent(directory)
         if not directory.exists() and not directory.is_symlink():
             return
         if not is_ours(directory):
