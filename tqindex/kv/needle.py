@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,6 +21,8 @@ _QUESTION = (
 _NUMBER = "58213"
 #: Tokens of the answer; a tokenizer may take two for a digit with its space.
 _ANSWER_TOKENS = 8
+#: Not found, found: apart for the colour-blind too.
+_COLOURS = "#c0552b", "#a9c8e8"
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,14 @@ def draw_heat_map(path: Path, found: dict[str, dict[tuple[int, float], bool]]) -
 
     places = list(next(iter(found.values())))
     lengths, depths = sorted({length for length, _ in places}), sorted({depth for _, depth in places})
-    figure = Figure(figsize=(1.5 + 0.45 * len(lengths) * len(found), 1.5 + 0.35 * len(depths)), layout="constrained")
+    width = max(0.45 * len(lengths), 2.0)
+    figure = Figure(figsize=(1 + width * len(found), 1.5 + 0.35 * len(depths)), layout="constrained")
     panels: Any = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
     for panel, (name, cells) in zip(panels, found.items(), strict=True):
         grid = [[cells[length, depth] for length in lengths] for depth in depths]
-        panel.imshow(grid, aspect="auto", vmin=0, vmax=1, cmap=ListedColormap(["#c0392b", "#2e8b57"]))
+        panel.imshow(grid, aspect="auto", vmin=0, vmax=1, cmap=ListedColormap(_COLOURS))
+        for row, column in np.argwhere(np.logical_not(grid)):
+            panel.text(column, row, "not", ha="center", va="center", fontsize=8, color="white")
         panel.set_title(f"{name}: {sum(cells.values())} of {len(cells)} found", fontsize=9)
         panel.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths], rotation=60, fontsize=8)
         panel.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths], fontsize=8)
