@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from tqindex.errors import DeviceError
+from tqindex.errors import ArgumentError, DeviceError
+from tqindex.index.engine import check_device
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,26 @@ class Availability:
         return not self.reason
 
 
-def is_available(device: int = 0) -> Availability:
-    """Tell whether device `device` can be used, and if not, why."""
+def is_available(device: str | int = "gpu") -> Availability:
+    """Tell whether a GPU can be used, and if not, why.
+
+    Parameters
+    ----------
+    device : {"gpu"} or "gpu:N", or the number N
+        "gpu" is the first.
+
+    Raises
+    ------
+    ArgumentError
+        The name of no GPU.
+    """
     from tqindex.gpu.cuda import open_device
 
+    number = check_device(device if isinstance(device, str) else f"gpu:{device}")
+    if device == "cpu":
+        raise ArgumentError("device must be 'gpu' or 'gpu:N', got 'cpu'")
     try:
-        open_device(device)
+        open_device(number or 0)
     except DeviceError as error:
         return Availability(str(error))
     return Availability("")

@@ -23,14 +23,27 @@ def import_cupy() -> Any:
     Raises
     ------
     DeviceError
-        It is not installed, or a library that it needs is missing.
+        It is not installed, or a library that it needs is missing; another module has its name.
     """
     try:
-        return importlib.import_module("cupy")
-    except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+        cupy = importlib.import_module("cupy")
+    except ModuleNotFoundError as error:
+        if error.name == "cupy":
             raise DeviceError(f"the GPU needs CuPy, which is not installed: {INSTALL}") from error
-        raise DeviceError(f"CuPy cannot be imported: {' '.join(str(error).split())}; {INSTALL}") from error
+        raise _not_imported(error) from error
+    except Exception as error:  # its own start reads files and settings, and may raise anything
+        raise _not_imported(error) from error
+    if not hasattr(cupy, "RawModule"):
+        where = getattr(cupy, "__file__", None) or ", ".join(getattr(cupy, "__path__", ()))
+        raise DeviceError(f"what `import cupy` finds is not CuPy but {where}: rename that; {INSTALL}")
+    return cupy
+
+
+def _not_imported(error: Exception) -> DeviceError:
+    is_missing = isinstance(error, ImportError)
+    remedy = INSTALL if is_missing else "its settings are the environment's CUPY_* variables, CUPY_CACHE_DIR for one"
+    said = " ".join(str(error).split()) or type(error).__name__
+    return DeviceError(f"CuPy cannot be imported: {said}; {remedy}")
 
 
 @functools.cache
@@ -121,31 +134,30 @@ class CudaRuntime:
         with self._device, self._streams[number]:
             yield
 
-    def synchronize(self) -> None:
-        """Wait for both streams."""
-        with self._device:
-            for stream in self._streams:
-                stream.synchronize()
-
     def free_bytes(self) -> int:
-        """Return what the driver has left, and what CuPy's pool keeps ready."""
+        """Return what the driver has left, and what CuPy's pool keeps ready, as far as the pool's limit allows."""
         with self._device:
             free, _ = self.xp.cuda.runtime.memGetInfo()
-            return int(free) + int(self.xp.get_default_memory_pool().free_bytes())
+            pool = self.xp.get_default_memory_pool()
+            room, limit = int(free) + int(pool.free_bytes()), int(pool.get_limit())
+            return min(room, limit - int(pool.used_bytes())) if limit else room
 
     @contextmanager
     def guard(self) -> Iterator[None]:
         """Return a context on this device that turns CuPy's errors into `DeviceError`s that name a remedy.
 
-        What the caller's stream has queued for its arrays is done when it begins, and all work is done when it ends:
-        the caller's stream need not be one that waits for ours.
+        What the caller's stream has queued for its arrays is done when it begins, and all work is done when it ends,
+        by an error too: the caller's stream need not be one that waits for ours, and memory that kernels write may be
+        others' right after.
         """
         with translated(self.xp, self.name.replace("cuda", "gpu")), self._device:
             self.xp.cuda.get_current_stream().synchronize()
             with self.xp.cuda.Stream.null as ours:
-                yield
-                self.synchronize()
-                ours.synchronize()
+                try:
+                    yield
+                finally:
+                    for stream in (*self._streams, ours):
+                        stream.synchronize()
 
 
 @functools.cache

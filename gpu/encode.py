@@ -28,6 +28,7 @@ _MOST_ROWS, _WARP, _OF_WARP, _OF_THREAD = 8, 32, 2048, 32
 _MOST_LEVELS = 5
 #: The width whose codebook is a grid.
 _UNIFORM_BITS = 8
+_ON_CPU = "encode on the CPU (without --device gpu, or by index.to('cpu'))"
 #: As encode.cu numbers them.
 _HADAMARD, _MATRIX, _NO_PROJECTION = 0, 1, -1
 _NORMALISED, _SQUARED, _CENTRED, _UNBIASED, _GAUSSIAN = 1, 2, 4, 8, 16
@@ -90,7 +91,7 @@ class Form:
             The dim is too large for a block's shared memory.
         """
         if codec.dim > MAX_DIM:
-            raise ArgumentError(f"dim must be at most {MAX_DIM} on a GPU, got {codec.dim}")
+            raise ArgumentError(f"dim must be at most {MAX_DIM} on a GPU, got {codec.dim}: use the CPU")
         return cls(codec.dim, codec.codebook.bits, _kind_of(codec.rotate), _kind_of(codec.sketch_projection), half)
 
     @property
@@ -280,9 +281,9 @@ class Encoder:
         """
         codec = self._codec
         if codec.kind == "trellis":
-            raise ArgumentError("codec must be 'mse' or 'prod' to encode on a GPU, got 'trellis': encode on the CPU")
+            raise ArgumentError(f"codec must be 'mse' or 'prod' to encode on a GPU, got 'trellis': {_ON_CPU}")
         if codec.effort != "plain":
-            raise ArgumentError(f"effort must be 'plain' to encode on a GPU, got {codec.effort!r}: encode on the CPU")
+            raise ArgumentError(f"effort must be 'plain' to encode on a GPU, got {codec.effort!r}: {_ON_CPU}")
         rows = self._contiguous(rows, "vectors")
         n = len(rows)
         if not n:

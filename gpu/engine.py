@@ -14,7 +14,7 @@ from tqindex.codec import Codec
 from tqindex.errors import DeviceError
 from tqindex.gpu.arrays import take_array
 from tqindex.gpu.cuda import open_device
-from tqindex.gpu.encode import Encoder
+from tqindex.gpu.encode import Encoder, Form
 from tqindex.gpu.rows import DeviceStore
 from tqindex.gpu.runtime import Runtime
 from tqindex.gpu.search import DeviceSearch
@@ -60,14 +60,18 @@ class GpuEngine:
         self._encoder: tuple[Codec, str, Encoder] | None = None
 
     @classmethod
-    def open(cls, number: int | None) -> "GpuEngine":
-        """Return an engine on a device, by default on the first.
+    def open(cls, number: int | None, codec: Codec | None = None) -> "GpuEngine":
+        """Return an engine on a device, by default on the first, for an index of a codec, or of any.
 
         Raises
         ------
+        ArgumentError
+            The dim is too large for the kernels.
         DeviceError
             The device cannot be used; the message says why, and what to do.
         """
+        if codec is not None:
+            Form.of(codec)
         return cls(given_runtime() or open_device(number or 0))
 
     def as_array(self, vectors: Any, name: str) -> Any:
@@ -94,6 +98,12 @@ class GpuEngine:
         """Send a NumPy array to the device."""
         with self._runtime.guard():
             return self._runtime.upload(array)
+
+    def as_distances(self, scores: Any) -> Any:
+        """Multiply by -2, in order with what has queued the scores."""
+        with self._runtime.guard():
+            scores *= np.float32(-2.0)
+        return scores
 
     def encode(
         self, codec: Codec, rows: Any, metric: str, out: StoredRows, threads: int, first_row: int, at: int

@@ -16,13 +16,13 @@ from tqindex.gpu.codes import DeviceQueries
 from tqindex.gpu.encode import Encoder
 from tqindex.gpu.few import scan_rows_few
 from tqindex.gpu.host.count import CountingRuntime, Counts
-from tqindex.gpu.rows import SIDES, DeviceCodes, DeviceSegment
+from tqindex.gpu.rows import DeviceCodes, DeviceSegment
 from tqindex.gpu.runtime import Runtime
 from tqindex.gpu.scan import scan_rows
 from tqindex.index.plan import EPS, ScanPlan, deviations
 from tqindex.index.segments import ALL_LIVE, NO_IDS
 from tqindex.kernels.encoder import encode_rows
-from tqindex.kernels.rows import StoredRows
+from tqindex.kernels.rows import SIDES, StoredRows
 
 _METRIC = "ip"
 _RESULTS = 10

@@ -11,9 +11,7 @@ import numpy.typing as npt
 from tqindex.codec.packing import BLOCK
 from tqindex.gpu.runtime import Runtime
 from tqindex.index.segments import ALL_LIVE, NO_IDS, Segment
-from tqindex.kernels.rows import StoredRows
-
-SIDES = ("scales", "sketch_scales", "offsets")
+from tqindex.kernels.rows import SIDES, StoredRows
 
 #: Bytes that segments which stay leave free: for two others on their way, and for what a search itself needs.
 RESERVED_BYTES = 2**29
@@ -104,8 +102,8 @@ class DeviceRows:
         live_of = [segment.live for segment in segments]
         if any(new is not old for new, old in zip(live_of, self._live_of, strict=True)):
             bits = [segment.live if segment.live.size else full_bits(segment.n) for segment in segments]
-            self._live_of = live_of
             self._live = self._runtime.upload(np.concatenate(bits) if n_live < n else ALL_LIVE)
+            self._live_of = live_of  # only now: a search may be interrupted in between
         return DeviceSegment(self._codes, self._ids, self._live, segments[0].first_id, n, n_live)
 
     def _update_ids(self, segments: Sequence[Segment]) -> None:
@@ -115,15 +113,15 @@ class DeviceRows:
         if not has_ids:
             return
         if not self._ids.size:
-            self._ids = self._runtime.xp.zeros(self._starts[-1], "int64")
             self._ids_of = [None] * len(self)
+            self._ids = self._runtime.xp.zeros(self._starts[-1], "int64")
         for number, (start, segment) in enumerate(zip(self._starts, segments, strict=False)):
             sent = 0 if segment.ids is not self._ids_of[number] else self._sent[number]
-            self._ids_of[number] = segment.ids
             if sent < segment.n:
                 first = segment.first_id
                 ids = segment.ids if segment.ids.size else np.arange(first, first + segment.n, dtype=np.int64)
                 self._ids[start + sent : start + segment.n] = self._runtime.upload(ids[sent : segment.n])
+            self._ids_of[number] = segment.ids
 
     def _send(self, number: int, rows: StoredRows, n: int) -> None:
         """Send the rows up to n that are not there; a block of the leading planes may have been half full."""
@@ -176,6 +174,11 @@ class DeviceStore:
                 with self._runtime.stream(turn % STREAMS):
                     work(turn % STREAMS, self._copy_of(group).updated(group))
                 turn += 1
+
+    def most_rows(self, segments: Sequence[Segment]) -> int:
+        """Return a bound of the rows that `visit` hands over at a time."""
+        lengths = [segment.n for segment in segments if segment.n_live]
+        return max(min(sum(lengths), MOST_GROUPED), max(lengths, default=0))
 
     def clear(self) -> None:
         """Give up all copies."""

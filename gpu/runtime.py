@@ -1,6 +1,7 @@
 """The one seam between the GPU's operations and where they run: CUDA through CuPy, or the host run of the same sources.
 
-Operations (`encode.py`, `scan.py`, `few.py`, `rows.py`) take a `Runtime` and never name CuPy.
+Operations (`encode.py`, `scan.py`, `few.py`, `best.py`, `codes.py`, `rows.py`, `attention.py`) take a `Runtime` and
+never name CuPy.
 """
 
 from collections.abc import Sequence
@@ -58,14 +59,12 @@ class Runtime(Protocol):
     def stream(self, number: int) -> AbstractContextManager[None]:
         """Return a context in which work is queued on stream 0 or 1."""
 
-    def synchronize(self) -> None:
-        """Wait for all that is queued on both streams."""
-
     def free_bytes(self) -> int:
         """Return the memory that arrays may still take on the device."""
 
     def guard(self) -> AbstractContextManager[None]:
         """Return a context on the device that turns its errors, out of memory for one, into `DeviceError`s.
 
-        Entered once around each public operation; arrays are made in it, on the right one of several devices.
+        Entered once around each public operation; arrays are made in it, on the right one of several devices. When it
+        ends, all that was queued in it has been done.
         """

@@ -33,7 +33,7 @@ _LEAST_SHARED, _FIRST_SHARE, _MOST_FIRST = 65_536, 32, 32_768
 #: The key of -inf: score_key of common.cuh.
 _NO_KEY = 0xFF800000
 #: Bytes of a matrix of scores.
-_MATRIX_BYTES = 2**28
+MATRIX_BYTES = 2**28
 
 
 class Grid(NamedTuple):
@@ -94,7 +94,7 @@ def matrix_rows(nq: int, k: int) -> int:
 
     At least twice k, since the best so far are selected from anew with each part.
     """
-    return max(_MATRIX_BYTES // (4 * nq), 2 * k)
+    return max(MATRIX_BYTES // (4 * nq), 2 * k)
 
 
 def scan_rows(runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: DeviceSegment, best: Best) -> Best:

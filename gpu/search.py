@@ -12,7 +12,7 @@ from tqindex.gpu.encode import Encoder
 from tqindex.gpu.few import scan_rows_few
 from tqindex.gpu.rows import DeviceSegment, DeviceStore
 from tqindex.gpu.runtime import Runtime
-from tqindex.gpu.scan import scan_rows, score_rows
+from tqindex.gpu.scan import MATRIX_BYTES, scan_rows, score_rows
 from tqindex.index.plan import EPS, ScanPlan, deviations
 from tqindex.index.ranges import Collected, RangeResult, in_order, joined
 from tqindex.index.search import Found
@@ -20,15 +20,25 @@ from tqindex.index.segments import Segment
 
 #: Queries of a call that go one by one through the cascade: measured on an H100, a batch takes no longer than two.
 _FEW_QUERIES = 2
-#: Queries that one pass over the segments serves, and results of all of them together.
-_QUERY_BLOCK, _RESULTS = 4096, 2**24
-#: Bytes of the scores that a range search writes out at a time.
-_MATRIX_BYTES = 2**28
+#: Queries that one pass over the segments serves, and results of all of them together, which are there three times:
+#: with a matrix of scores, less than the store leaves free (tqindex.gpu.rows).
+_QUERY_BLOCK, _RESULTS = 4096, 2**22
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceSearch:
-    """What a search needs besides segments and queries."""
+    """What a search needs besides segments and queries.
+
+    Attributes
+    ----------
+    runtime : Runtime
+    store : DeviceStore
+        Sends segments, or has them.
+    encoder : Encoder
+        Of the queries.
+    plan : ScanPlan
+        What codec and metric say of scores.
+    """
 
     runtime: Runtime
     store: DeviceStore
@@ -56,9 +66,9 @@ class DeviceSearch:
 
     def search_range(self, segments: Sequence[Segment], queries: Any, threshold: float) -> RangeResult:
         """Return all rows whose scores reach a float32 threshold, as NumPy's arrays, put in order by the CPU."""
-        longest = max((segment.n for segment in segments if segment.n_live), default=1)
+        of_query = 4 * max(self.store.most_rows(segments), 1)
         blocks = []
-        for block, encoded in self._encoded(queries, max(1, min(_QUERY_BLOCK, _MATRIX_BYTES // (4 * longest)))):
+        for block, encoded in self._encoded(queries, max(1, min(_QUERY_BLOCK, MATRIX_BYTES // of_query))):
             found: list[Collected] = []
 
             def collect(_: int, segment: DeviceSegment, encoded: Any = encoded, found: Any = found) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 
 from tqindex.codec.packing import BLOCK, row_places
 from tqindex.gpu.encode import Encoder
-from tqindex.gpu.rows import SIDES, STREAMS, DeviceCodes
+from tqindex.gpu.rows import STREAMS, DeviceCodes
 from tqindex.gpu.runtime import Runtime
-from tqindex.kernels.rows import StoredRows
+from tqindex.kernels.rows import SIDES, StoredRows
 
 #: Bytes of vectors that are encoded at a time, while the next are sent.
 PIECE_BYTES = 8 * 2**20

@@ -98,6 +98,43 @@ def test_other_libraries_arrays_come_by_their_interfaces(fake_cupy: Any) -> None
         assert cupy.fake.sent_bytes - sent < queries.nbytes
 
 
+def test_dlpack_comes_first_for_it_alone_waits_for_the_owners_stream(fake_cupy: Any) -> None:
+    """What torch's interface hands out may not be written yet: here it has not been."""
+    queries = random_rows(10, seed=1)
+
+    class Both:
+        @property
+        def __cuda_array_interface__(self) -> Any:
+            return {**np.zeros_like(queries).__array_interface__, "version": 2}
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return queries.__dlpack__(**options)
+
+    with fake_cupy():
+        here, there = pair()
+        here.add(queries), there.add(Both())
+        assert_same(there.search(Both(), K), here.search(queries, K))
+
+
+def test_arrays_belong_to_the_index_s_device_whichever_is_current(fake_cupy: Any) -> None:
+    rows = random_rows(20)
+    with fake_cupy(devices=2) as cupy:
+        here, there = tq.Index(DIM, metric="l2"), tq.Index(DIM, metric="l2", device="gpu:1")
+        with cupy.cuda.Device(1):
+            on_device = cupy.array(rows)
+        here.add(rows), there.add(on_device)
+        for nq in (2, 20):
+            assert_same(there.search(on_device[:nq], K), here.search(rows[:nq], K))
+        found = there.search(on_device, K, output="device")
+        assert [part.device.id for part in found] == [1, 1]
+        elsewhere = cupy.array(rows)
+        with cupy.cuda.Device(1), pytest.raises(VectorError, match="index's device cuda:1, got an array on cuda:0"):
+            there.search(elsewhere, K)
+
+
 def test_results_stay_on_the_device_where_that_is_asked_for(fake_cupy: Any) -> None:
     with fake_cupy() as cupy:
         vectors, queries = random_rows(N), random_rows(10, seed=1)
@@ -144,6 +181,44 @@ def test_arrays_that_cannot_be_taken_are_refused(fake_cupy: Any) -> None:
             there.add(random_rows(2), ids=on_device)
         with pytest.raises(ArgumentError, match="filter must be in host memory, got ndarray on a GPU: copy them"):
             there.search(random_rows(2), filter=on_device)
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("unsupported"), KeyError("float8"), BufferError("a gradient"), ValueError()]
+)
+def test_what_an_owner_does_not_hand_out_is_refused_by_its_name(error: Exception, fake_cupy: Any) -> None:
+    class Refusing:
+        place = 2, 0
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return self.place
+
+        def __dlpack__(self, **options: Any) -> Any:
+            raise error
+
+    class RefusingHost(Refusing):
+        place = 1, 0
+
+    with fake_cupy():
+        here, there = pair()
+        for index, given in ((there, Refusing()), (there, RefusingHost()), (here, RefusingHost())):
+            with pytest.raises(VectorError, match=r"queries cannot be taken from Refusing(Host)?: \S+"):
+                index.search(given)
+
+
+def test_torch_tensors_that_numpy_cannot_take_are_refused_by_name() -> None:
+    index = tq.Index(DIM)
+    index.add(random_rows(20))
+    wrong = [
+        torch.zeros(3, DIM, dtype=torch.bfloat16),
+        torch.zeros(3, DIM, requires_grad=True),
+        torch.zeros(3, DIM, device="meta"),
+        torch.zeros(3, DIM).to_sparse(),
+    ]
+    for given in wrong:
+        with pytest.raises(VectorError, match=r"queries cannot be taken from Tensor: \S+") as caught:
+            index.search(given)
+        assert "\n" not in str(caught.value)
 
 
 def test_the_callers_stream_is_waited_for_and_kept(fake_cupy: Any) -> None:

@@ -5,16 +5,18 @@ The errors are CuPy 14's own, by name and text, raised by a stand-in for it.
 
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
 import tqindex as tq
-from tqindex.errors import DeviceError, TQIndexError
-from tqindex.gpu import cuda, is_available
+from tqindex.errors import ArgumentError, DeviceError, TQIndexError
+from tqindex.gpu import cuda, is_available, rows
 from tqindex.gpu.engine import run_on
 from tqindex.gpu.host import HostRuntime
+from tqindex.index import segments
 
 N, DIM = 100, 64
 VECTORS = np.random.default_rng(0).standard_normal((N, DIM), dtype=np.float32)
@@ -65,6 +67,26 @@ def test_a_broken_cupy_is_told_from_none(monkeypatch: pytest.MonkeyPatch) -> Non
     check_unusable("CuPy cannot be imported: libcublas.so.12: cannot open shared object file", "pip install")
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file or directory", "/nope"), ValueError("nonsense")])
+def test_a_cupy_whose_start_fails_is_unusable(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a home that cannot be written to, or a wrong CUPY_ACCELERATORS."""
+
+    def fail(name: str) -> Any:
+        raise error
+
+    monkeypatch.setattr(cuda.importlib, "import_module", fail)
+    cuda.open_device.cache_clear()
+    check_unusable("CuPy cannot be imported:", str(error), "CUPY_CACHE_DIR")
+
+
+def test_another_module_of_its_name_is_not_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = ModuleType("cupy")
+    other.__path__ = ["/work/cupy"]  # as of a folder that happens to be there
+    monkeypatch.setitem(sys.modules, "cupy", other)
+    cuda.open_device.cache_clear()
+    check_unusable("is not CuPy but /work/cupy", "rename that")
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -85,8 +107,20 @@ def test_what_keeps_a_gpu_from_being_used_is_named(settings: Any, words: tuple[s
 def test_a_device_that_is_not_there_is_named_with_those_that_are(fake_cupy: Any) -> None:
     with fake_cupy(devices=2):
         check_unusable("gpu:0, gpu:1", "got gpu:2", "CUDA_VISIBLE_DEVICES", device="gpu:2")
-        assert is_available(1)
-        assert not is_available(2)
+        for there in (1, "gpu:1", "gpu", "gpu:0"):
+            assert is_available(there)
+        for absent in (2, "gpu:2"):
+            assert not is_available(absent)
+        for wrong in ("cpu", "cuda:1", -1, None, [], "gpu:x"):
+            with pytest.raises(ArgumentError, match="device must be"):
+                is_available(wrong)  # type: ignore[arg-type]
+
+
+def test_a_dim_without_kernels_is_refused_at_once(fake_cupy: Any) -> None:
+    with fake_cupy():
+        for ask in (lambda: tq.Index(9000, device="gpu"), lambda: tq.Index(9000).to("gpu")):
+            with pytest.raises(ArgumentError, match="dim must be at most 8192 on a GPU, got 9000: use the CPU"):
+                ask()
 
 
 def test_the_driver_may_come_later(fake_cupy: Any) -> None:
@@ -173,6 +207,59 @@ def test_a_failing_device_leaves_the_index_as_it_was(kind: str, fake_cupy: Any) 
                 np.testing.assert_array_equal(ours, theirs)
         index.add(VECTORS[60:])  # the device may be used again, and so may the CPU
         assert index.to("cpu").search(VECTORS[60], 1).scores[0] > 0.9
+
+
+@pytest.mark.parametrize("what", ["live bits", "ids"])
+def test_a_search_that_is_interrupted_leaves_nothing_stale(what: str, fake_cupy: Any) -> None:
+    with fake_cupy() as cupy:
+        here, there = tq.Index(DIM), tq.Index(DIM, device="gpu")
+        for index in (here, there):
+            index.add(VECTORS[:50])
+        there.search(VECTORS[:10], 5)
+        for index in (here, there):
+            if what == "ids":
+                index.add(VECTORS[50:60], ids=np.arange(100, 110))
+            else:
+                index.remove([0, 1, 2])
+        # Whatever is sent by the search, the interrupt comes there once.
+        expected, number = here.search(VECTORS[:20], 5), 0
+        while True:
+            cupy.fake.interrupt_after = number
+            try:
+                found = there.search(VECTORS[:20], 5)
+                break
+            except KeyboardInterrupt:
+                number += 1
+        assert number > 2
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_work_is_waited_for_where_a_call_fails_too(fake_cupy: Any) -> None:
+    """Memory that its kernels write may be others' right after."""
+    with fake_cupy() as cupy:
+        index = tq.Index(DIM, device="gpu")
+        index.add(VECTORS)
+        cupy.fake.failing = {"download": KeyError("not the device's")}
+        del cupy.fake.waits[:]
+        with pytest.raises(KeyError):
+            index.search(VECTORS[:10], 5)
+        assert len(set(map(id, cupy.fake.waits))) == 3
+
+
+def test_codes_beyond_the_pools_limit_are_sent_by_every_search(fake_cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows.DeviceStore.__init__, "__defaults__", (50_000,))
+    monkeypatch.setattr(segments, "segment_capacity", lambda codec, metric: 64)
+    vectors = np.random.default_rng(1).standard_normal((64 * 40, DIM), dtype=np.float32)
+    with fake_cupy() as cupy:
+        here = tq.Index(DIM)
+        here.add(vectors)
+        there = tq.Index.from_bytes(here.to_bytes()).to("gpu")
+        cupy.fake.limit = cupy.fake.used_bytes + 100_000
+        for _ in range(2):
+            for ours, theirs in zip(there.search(vectors[:3], 5), here.search(vectors[:3], 5), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+        assert 0 < len(there._engine._store._held) < 40  # type: ignore[attr-defined]
 
 
 def test_memory_that_ends_is_given_back(fake_cupy: Any) -> None:

@@ -18,6 +18,8 @@ MAX_DIM = 65_536
 MAX_NORM = 2.0**60
 #: DLPack's numbers of memory that is read on a GPU: its own, and managed memory.
 _CUDA_MEMORY = (2, 13)
+#: What owners of arrays raise where they do not hand them out: torch for bfloat16, a gradient, "meta", float8.
+TAKING_ERRORS = (TypeError, ValueError, RuntimeError, BufferError, KeyError)
 
 
 def check_integer(name: str, value: Any, low: int, high: int | None = None) -> int:
@@ -104,22 +106,33 @@ def as_array(vectors: Any, name: str) -> npt.NDArray[Any]:
             f"{name} must be in host memory where the index is on the CPU, got {type(vectors).__name__} on a GPU: "
             "copy them, or use index.to('gpu')"
         )
-    if hasattr(vectors, "__dlpack__") and not hasattr(vectors, "__array__"):
-        return np.from_dlpack(vectors)
+    has_array = hasattr(vectors, "__array__")
     try:
-        return np.asarray(vectors)
-    except ValueError as error:  # lists of unequal lengths
+        return np.from_dlpack(vectors) if hasattr(vectors, "__dlpack__") and not has_array else np.asarray(vectors)
+    except TAKING_ERRORS as error:
+        if has_array or hasattr(vectors, "__dlpack__"):
+            raise not_taken(vectors, name, error) from error
+        # lists of unequal lengths
         raise VectorError(f"{name} must be a rectangular array of numbers, got {type(vectors).__name__}") from error
 
 
 def is_on_gpu(array: Any) -> bool:
     """Whether an array says, by the CUDA array interface or by DLPack, that it is in a GPU's memory."""
+    if hasattr(array, "__dlpack_device__"):
+        try:
+            return array.__dlpack_device__()[0] in _CUDA_MEMORY
+        except TAKING_ERRORS:  # torch's tensors without memory, "meta"
+            return False
     try:
-        if hasattr(array, "__cuda_array_interface__"):
-            return True
-    except (TypeError, RuntimeError):  # torch has it, but not for every dtype, nor where a gradient is asked for
+        return hasattr(array, "__cuda_array_interface__")
+    except TAKING_ERRORS:  # who has it, and refuses to show it, is on a GPU
         return True
-    return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] in _CUDA_MEMORY
+
+
+def not_taken(vectors: Any, name: str, error: Exception) -> VectorError:
+    """Return what to raise where the owner of an array does not hand it out."""
+    said = str(error).strip().partition("\n")[0]
+    return VectorError(f"{name} cannot be taken from {type(vectors).__name__}: {said or type(error).__name__}")
 
 
 def check_norms(norms: npt.NDArray[np.float64], name: str, first_row: int = 0) -> None:

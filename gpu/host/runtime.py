@@ -65,9 +65,6 @@ class HostRuntime:
             raise ValueError(f"stream must be 0 or 1, got {number}")
         yield
 
-    def synchronize(self) -> None:
-        """Do nothing: all has run."""
-
     def free_bytes(self) -> int:
         """Return more than any array takes."""
         return sys.maxsize

@@ -32,8 +32,8 @@ def build_index(
     vectors: VectorFile, metric: str, centred: bool, parameters: dict[str, Any], threads: int | None, device: str
 ) -> Built:
     """Encode a whole file; `parameters` are the codec's. The clock starts when the kernels are compiled."""
-    Codec(**parameters)  # refuses wrong parameters before the file is read
-    open_engine(device)  # so too a device that cannot be used
+    # Refuses wrong parameters, and a device that cannot be used, before the file is read.
+    open_engine(device, Codec(**parameters))
     center = sample_mean(vectors, metric) if centred else None
     codec = Codec(**parameters, center=center)
     of_metric = cast(Literal["ip", "cosine", "l2"], metric)

@@ -49,6 +49,9 @@ class Engine(Protocol):
     def as_output(self, array: npt.NDArray[Any]) -> Any:
         """Return a NumPy array as the device's."""
 
+    def as_distances(self, scores: Any) -> Any:
+        """Return scores of the metric "l2", the device's or NumPy's, as squared distances, in their place."""
+
     def encode(
         self, codec: Codec, rows: Any, metric: str, out: StoredRows, threads: int, first_row: int, at: int
     ) -> None:
@@ -88,6 +91,11 @@ class CpuEngine:
         """Return the array itself."""
         return array
 
+    def as_distances(self, scores: Any) -> Any:
+        """Multiply by -2."""
+        scores *= np.float32(-2.0)
+        return scores
+
     def encode(
         self, codec: Codec, rows: Any, metric: str, out: StoredRows, threads: int, first_row: int, at: int
     ) -> None:
@@ -108,13 +116,13 @@ class CpuEngine:
         return search_range(plan, segments, queries, threshold, threads)
 
 
-def open_engine(device: str) -> Engine:
-    """Return the engine of a device: "cpu", "gpu" (the process's current one) or "gpu:N".
+def open_engine(device: str, codec: Codec | None = None) -> Engine:
+    """Return the engine of a device, "cpu", "gpu" (the first) or "gpu:N", for an index of a codec, or of any.
 
     Raises
     ------
     ArgumentError
-        Another name.
+        Another name; a dim that the device has no kernels for.
     DeviceError
         The GPU cannot be used.
     """
@@ -124,14 +132,15 @@ def open_engine(device: str) -> Engine:
     # Nothing of it is imported before a GPU is asked for.
     from tqindex.gpu.engine import GpuEngine
 
-    return GpuEngine.open(number)
+    return GpuEngine.open(number, codec)
 
 
 def check_device(device: Any) -> int | None:
     """Return the number that a device's name gives, None without one; refuses names of no device."""
-    if device in ("cpu", "gpu"):
+    name, colon, number = device.partition(":") if isinstance(device, str) else ("", "", "")
+    if name in ("cpu", "gpu") and not colon:
         return None
-    name, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
     if name != "gpu" or not (number.isascii() and number.isdigit()):
-        raise ArgumentError(f"device must be 'cpu', 'gpu' or 'gpu:N', got {device!r}")
+        hint = f"; write {device.lower().replace('cuda', 'gpu')!r}" if name.lower() in ("cuda", "gpu") else ""
+        raise ArgumentError(f"device must be 'cpu', 'gpu' or 'gpu:N', got {device!r}{hint}")
     return check_integer("device number", int(number), 0, _LAST_DEVICE)

@@ -95,7 +95,7 @@ class Index(Searching):
             self.codec = Codec(dim, bits, codec, sketch, scale, center, rotation, seed, effort)
         kept = None if originals is None or callable(originals) else check_choice("originals", originals, ORIGINALS)
         rows = RowSet(self.codec, self.metric, originals=kept)
-        super().__init__(rows, open_engine(device), originals if callable(originals) else None)
+        super().__init__(rows, open_engine(device, self.codec), originals if callable(originals) else None)
         #: The directory that this index was loaded from or last saved to, absolute, and its manifest as it was then.
         self._home: tuple[str, Manifest] | None = None
 
@@ -119,7 +119,8 @@ class Index(Searching):
 
         On a GPU the codes are in its memory from the first search on, as many as fit; the others are sent through it by
         every search. Host memory keeps all of them, so that moving back costs nothing, and saving, loading, removing
-        and compacting are what they are on the CPU. Searches that run meanwhile end on the device they began on.
+        and compacting are what they are on the CPU. Codes of effort "search" and kind "trellis" are searched there, but
+        vectors cannot be added. Searches that run meanwhile end on the device they began on.
 
         Parameters
         ----------
@@ -128,11 +129,11 @@ class Index(Searching):
         Raises
         ------
         ArgumentError
-            Another name.
+            Another name; on a GPU a dim above 8,192.
         DeviceError
             The GPU cannot be used; the index stays where it was.
         """
-        engine = open_engine(device)
+        engine = open_engine(device, self.codec)
         with self._write_lock:
             if engine.device != self.device:
                 self._engine = engine

@@ -100,7 +100,7 @@ class Searching(Changing):
             originals = engine.as_host(rows).astype(np.float32, copy=False)
             scores, ids = rerank_candidates(originals, engine.as_host(ids), k, held.metric, fetch)
         if held.metric == "l2":
-            scores *= np.float32(-2.0)
+            scores = engine.as_distances(scores)
         place = engine.as_output if output == "device" else engine.as_host
         scores, ids = place(scores), place(ids)
         return SearchResult(scores[0], ids[0]) if queries.ndim == 1 else SearchResult(scores, ids)

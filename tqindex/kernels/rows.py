@@ -13,7 +13,8 @@ from tqindex.kernels.layout import copy_rows, store_rows
 Float32Array = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
 
-_SIDES = ("scales", "sketch_scales", "offsets")
+#: The side numbers of a row.
+SIDES = ("scales", "sketch_scales", "offsets")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +103,7 @@ class StoredRows:
     def copy(self, start: int, source: "StoredRows", rows: npt.NDArray[np.int64]) -> None:
         """Store some rows of `source`, as they are, from row `start` on."""
         copy_rows(*source.planes_read_only(), rows, self.lead, self.rest, start)
-        for name in _SIDES:
+        for name in SIDES:
             side = getattr(source, name)
             if side.size:
                 getattr(self, name)[start : start + len(rows)] = side[rows]
@@ -118,7 +119,7 @@ class StoredRows:
         """Return a copy with room for n rows, a multiple of 8."""
         larger = StoredRows.allocate(codec, metric, n)
         larger.lead[:, : self.lead.shape[1]] = self.lead
-        for name in ("rest", *_SIDES):
+        for name in ("rest", *SIDES):
             getattr(larger, name)[: len(getattr(self, name))] = getattr(self, name)
         return larger
 
@@ -145,5 +146,5 @@ def _sides(codec: Codec, metric: str, n: int) -> tuple[Float32Array, Float32Arra
 
 
 def _write_sides(target: EncodedRows | StoredRows, start: int, rows: EncodedRows) -> None:
-    for name in _SIDES:
+    for name in SIDES:
         getattr(target, name)[start : start + len(rows)] = getattr(rows, name)

@@ -1,8 +1,8 @@
 """A stand-in for CuPy where there is no GPU: arrays of the host, kernels in the host run, and CuPy's own errors.
 
 As strict as CuPy in what the tests rely on: arrays do not become NumPy's by themselves, do not mix with them, belong to
-the device that was current when they were made, and take memory, of which there is as much as `fake.free_bytes`.
-What fails is set on `fake`.
+the device that was current when they were made, are worked on while it is current alone, and take memory, of which
+there is as much as `fake.free_bytes`, and as the pool's limit allows. What fails is set on `fake`.
 """
 
 import threading
@@ -28,6 +28,8 @@ class Fake:
     launches : (kernel, device) of every start of a kernel
     waits : streams that were waited for
     sent_bytes : of all copies from the host
+    limit, used_bytes : of the pool; a limit of 0 is none
+    interrupt_after : so many copies from the host are made, and one more raises KeyboardInterrupt
     """
 
     devices: int = 1
@@ -39,6 +41,9 @@ class Fake:
     launches: list = field(default_factory=list)
     waits: list = field(default_factory=list)
     sent_bytes: int = 0
+    limit: int = 0
+    used_bytes: int = 0
+    interrupt_after: int | None = None
 
 
 fake = Fake()
@@ -105,6 +110,9 @@ class ndarray:  # noqa: N801
 
 def _operator(name):
     def apply(self, *others):
+        for array in (self, *others):
+            if isinstance(array, ndarray) and array.device.id != _current():
+                raise ValueError(f"Peer access is unavailable between the current device and {array.device.id}")
         found = getattr(self._array, name)(*map(_plain, others))
         return self if found is self._array else _wrap(found)
 
@@ -147,13 +155,15 @@ def _wrap(value, owner=None):
 
 def _take(nbytes):
     _fail("alloc")
-    if nbytes > fake.free_bytes:
+    if nbytes > fake.free_bytes or (fake.limit and fake.used_bytes + nbytes > fake.limit):
         raise cuda.memory.OutOfMemoryError(f"Out of memory allocating {nbytes:,} bytes (allocated so far: 0 bytes).")
     fake.free_bytes -= nbytes
+    fake.used_bytes += nbytes
 
 
 def _give(nbytes):
     fake.free_bytes += nbytes
+    fake.used_bytes -= nbytes
 
 
 def __getattr__(name):
@@ -170,15 +180,20 @@ def array(given, dtype=None, order="K"):
     if isinstance(given, ndarray):
         return _wrap(np.array(given._array, dtype, order=order))
     _fail("upload")
+    if fake.interrupt_after is not None:
+        if not fake.interrupt_after:
+            fake.interrupt_after = None
+            raise KeyboardInterrupt
+        fake.interrupt_after -= 1
     copy = np.array(given, dtype, order=order)
     fake.sent_bytes += copy.nbytes
     return _wrap(copy)
 
 
 def asarray(given):
-    """Take arrays of the device as they are."""
+    """Take arrays of the device as they are, and copy those of other devices to it."""
     if isinstance(given, ndarray):
-        return given
+        return given if given.device.id == _current() else _wrap(np.array(given._array))
     if not hasattr(given, "__cuda_array_interface__"):
         return array(given)
 
@@ -212,6 +227,12 @@ def get_default_memory_pool():
 class _Pool:
     def free_bytes(self):
         return 0
+
+    def get_limit(self):
+        return fake.limit
+
+    def used_bytes(self):
+        return fake.used_bytes
 
 
 class RawModule:
