@@ -34,10 +34,14 @@ def test_build_add_and_search_on_a_gpu_are_those_of_the_cpu(cli: Cli, gpu: Any, 
         target = tmp_path / device
         started = len(gpu.fake.launches)
         for arguments in (("build", data, "-o", target), ("add", target, data)):
-            assert cli(*arguments, "--device", device)[0] == 0
+            code, out, _ = cli(*arguments, "--device", device)
+            assert (code, "/s on gpu:0 (" in out) == (0, device == "gpu")
         code, out, error = cli("search", target, data, "-k", 5, "--json", "--device", device)
         assert (code, error) == (0, "")
-        answers.append({key: value for key, value in json.loads(out).items() if key != "queries_per_second"})
+        answer = json.loads(out)
+        assert answer.pop("queries_per_second") > 0
+        assert answer.pop("device").startswith(device)
+        answers.append(answer)
         assert (len(gpu.fake.launches) > started) == (device == "gpu")
     assert answers[0] == answers[1]
     assert files_of(tmp_path / "cpu") == files_of(tmp_path / "gpu")

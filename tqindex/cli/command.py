@@ -193,9 +193,9 @@ def search_command(
     if target is not None:
         write_hits(target, result, opened.metric, recall)
     if as_json:
-        output.print_hits_json(result, opened.metric, recall, seconds)
+        output.print_hits_json(result, opened.metric, recall, seconds, opened.device)
     else:
-        output.print_hits(result, opened.metric, recall, seconds, target)
+        output.print_hits(result, opened.metric, recall, seconds, opened.device, target)
 
 
 @cli.command("add")

@@ -32,7 +32,12 @@ def print_build(target: Path, vectors: VectorFile, built: Built) -> None:
     click.echo(f"vectors   {n:,} x {dim}, metric {info['metric']}, {_codec(info)}, {center}")
     ratio = f"{original / size:.1f} x smaller" if size <= original else f"{size / original:.1f} x larger"
     click.echo(f"size      {size:.1f} bytes per vector, float32 has {original}: {ratio}")
-    click.echo(f"rate      {n / built.seconds:,.0f} vectors/s ({built.seconds:.2f} s, kernel compilation not counted)")
+    _print_rate(n, "vectors", built.seconds, info["device"])
+
+
+def _print_rate(n: int, what: str, seconds: float, device: str) -> None:
+    where = "" if device == "cpu" else f" on {device}"
+    click.echo(f"rate      {n / seconds:,.0f} {what}/s{where} ({seconds:.2f} s, kernel compilation not counted)")
 
 
 def _codec(info: dict[str, Any]) -> str:
@@ -49,7 +54,7 @@ def print_added(path: Path, vectors: VectorFile, index: Index, added: Added, nam
     click.echo(f"added     {n:,} vectors from {source} to {click.format_filename(path)}")
     click.echo(f"ids       {f'{added.ids[0]} to {added.ids[-1]}' if names is None else f'from {names}'}")
     click.echo(f"vectors   {len(index):,} x {index.dim}")
-    click.echo(f"rate      {n / added.seconds:,.0f} vectors/s ({added.seconds:.2f} s, kernel compilation not counted)")
+    _print_rate(n, "vectors", added.seconds, index.device)
 
 
 def print_removed(path: Path, n: int, info: dict[str, Any]) -> None:
@@ -71,7 +76,9 @@ def print_compacted(path: Path, before: dict[str, Any], after: dict[str, Any]) -
     click.echo(f"total     {after['total_bytes']:,} bytes, before {before['total_bytes']:,}")
 
 
-def print_hits(result: SearchResult, metric: str, recall: Recall, seconds: float, target: Path | None) -> None:
+def print_hits(
+    result: SearchResult, metric: str, recall: Recall, seconds: float, device: str, target: Path | None
+) -> None:
     """Print the first queries' hits as a table, then recall and rate."""
     nq, k = result.ids.shape
     table = Table(title=None, box=None, pad_edge=False)
@@ -93,10 +100,10 @@ def print_hits(result: SearchResult, metric: str, recall: Recall, seconds: float
         click.echo(f"recall    not known: {recall.why}")
     else:
         click.echo(f"{f'recall@{recall.k}':<9} {recall.value:.4f} ({recall.why})")
-    click.echo(f"rate      {nq / seconds:,.0f} queries/s ({seconds:.2f} s, kernel compilation not counted)")
+    _print_rate(nq, "queries", seconds, device)
 
 
-def print_hits_json(result: SearchResult, metric: str, recall: Recall, seconds: float) -> None:
+def print_hits_json(result: SearchResult, metric: str, recall: Recall, seconds: float, device: str) -> None:
     """Print all hits as one JSON object; a missing hit has id -1 and score null."""
     hits = {
         "k": result.ids.shape[1],
@@ -107,6 +114,7 @@ def print_hits_json(result: SearchResult, metric: str, recall: Recall, seconds: 
         "recall_k": recall.k,
         "recall_by": recall.why,
         "queries_per_second": len(result.ids) / seconds,
+        "device": device,
     }
     click.echo(json.dumps(hits))
 
