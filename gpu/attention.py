@@ -22,7 +22,8 @@ _THREADS, MOST_CODES = 128, 512
 _WARP = 32
 #: Queries of a head that a thread has at a time, for which the kernels are made, and that a head may have in a call.
 QUERIES, MOST_QUERIES = (1, 4, 8), 16
-#: Blocks that keep any device busy, and the fewest pages of a block: it writes as many sums as it has channels.
+#: Blocks of a launch at most, unless there are more heads, and the fewest pages of a block: it writes as many sums as
+#: it has channels.
 _BLOCKS, _LEAST_PAGES = 2048, 4
 
 

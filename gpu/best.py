@@ -13,7 +13,7 @@ _SELECT, _SORT_RUNS, _MERGE_RUNS = (Kernel("best.cu", name) for name in ("select
 _THREADS = 256
 #: What a block sorts in shared memory.
 RUN = 2048
-#: Where there are fewer queries than blocks that keep a device busy, the candidates of one are cut into slices of at
+#: Where there are fewer queries than so many blocks, the candidates of one are cut into slices, one for a block, of at
 #: least so many scores, and so many times k.
 _BLOCKS, _SLICE, _SLICE_RESULTS = 256, 1024, 8
 #: Bits of `form` in best.cu.

@@ -299,14 +299,12 @@ class Encoder:
         self._runtime.function(form.kernel("encode_rows"))(form.grid(n, at), (form.block,), arguments)
         self._check(rows, refused, "vectors", first_row)
 
-    def encode_queries(self, queries: Any, depth: int | None = None, first_row: int = 0) -> QueryCodes:
+    def encode_queries(self, queries: Any, first_row: int = 0) -> QueryCodes:
         """Centre, rotate and round queries to int8; the same numbers as `Codec.encode_queries`, on the device.
 
         Parameters
         ----------
         queries : device array of float16, float32 or float64, (nq, dim)
-        depth : int, optional
-            Columns of `levels` and `sketch_levels`, those from dim on zero; default: dim.
         first_row : int
             Added to the row numbers in messages.
 
@@ -317,15 +315,15 @@ class Encoder:
         """
         codec, xp = self._codec, self._runtime.xp
         rows = self._contiguous(queries, "queries").astype(np.float32, copy=False)
-        n, depth, sketched = len(rows), codec.dim if depth is None else depth, codec.kind == "prod"
-        levels, steps, sums, biases = self._room(n, depth)
-        sketch_levels, sketch_steps = xp.empty((n * sketched, depth), np.int8), xp.empty(n * sketched, np.float32)
+        n, dim, sketched = len(rows), codec.dim, codec.kind == "prod"
+        levels, steps, sums, biases = self._room(n, dim)
+        sketch_levels, sketch_steps = xp.empty((n * sketched, dim), np.int8), xp.empty(n * sketched, np.float32)
         if n:
             step = codec.codebook.step * (0.5 if codec.codebook.offset else 1.0)
             refused = self._runtime.upload(_NONE_REFUSED)
             arguments = (
                 rows, np.int64(n), self._center, *self._projections, self._sign_scale, np.float64(step), self._flags,
-                np.int32(depth), levels, steps, sums, biases, sketch_levels, sketch_steps, refused,
+                np.int32(dim), levels, steps, sums, biases, sketch_levels, sketch_steps, refused,
             )  # fmt: skip
             self._runtime.function(self._form.kernel("encode_queries"))(
                 self._form.grid(n), (self._form.block,), arguments
@@ -335,10 +333,10 @@ class Encoder:
             levels, steps, sums, biases, sketch_levels if sketched else None, sketch_steps if sketched else None
         )
 
-    def _room(self, n: int, depth: int) -> tuple[Any, Any, Any, Any]:
+    def _room(self, n: int, dim: int) -> tuple[Any, Any, Any, Any]:
         xp = self._runtime.xp
         return (
-            xp.empty((n, depth), np.int8),
+            xp.empty((n, dim), np.int8),
             xp.empty(n, np.float32),
             xp.empty(n, np.int32),
             xp.empty(n, np.float32),

@@ -22,7 +22,7 @@ from tqindex.kernels.coarse import FIRST_GAP, KAPPA, LOWEST, SKETCH, VARIANCE
 
 _KERNELS = "bound_rows", "list_survivors", "score_rows", "score_survivors"
 _THREADS, _ROWS_PER_BLOCK = 256, 64
-#: Blocks that keep any device busy; those that score rows take more rows in turn.
+#: Blocks of a launch that scores rows, at most; they take more rows in turn.
 _BLOCKS = 2048
 #: Groups of rows, of which only the likeliest row may be scored for the threshold: 32 in each block, which has up to 8
 #: rows for each thread, if there are at least so many groups for each of the k best. So many times k rows are scored.

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from tqindex.gpu.attention_cases import attention_cases
+from tqindex.gpu.command import errors_in_one_line
 from tqindex.gpu.cuda import describe, open_device
 from tqindex.gpu.roofline_cases import all_cases
 from tqindex.gpu.sources import hash_sources
+from tqindex.storage.files import check_file_target
 
 MEASURED = Path(__file__).parent / "measured.json"
 _REPEATS = 15
@@ -36,7 +38,7 @@ class Measured:
     Attributes
     ----------
     device : as `tqindex.gpu.cuda.describe` has it
-    sources : str, hash of the kernels and of what starts them
+    sources : str, hash of the kernels, .cu and .cuh; what starts them is not in it
     seconds : dict, by the case's name; of each run in turn, the first left out
     """
 
@@ -76,24 +78,38 @@ class Clock:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure all cases on the first GPU."""
-    parser = argparse.ArgumentParser(prog="python -m tqindex.gpu.measure", description=main.__doc__)
-    parser.add_argument("--output", type=Path, default=MEASURED)
-    parser.add_argument("--only", default="", help="cases whose names have this")
-    parser.add_argument("--repeats", type=int, default=_REPEATS)
+    """Time the cases of ROOFLINE.md on the first GPU, tell each, and write all times to a JSON file at the end."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tqindex.gpu.measure",
+        description=main.__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--output", type=Path, default=MEASURED, help="the JSON file; the default is what tqindex.gpu.roofline reads"
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="measure and write only cases whose names have this")
+    parser.add_argument("--repeats", type=int, default=_REPEATS, help="timed runs of each case")
     options = parser.parse_args(arguments)
+    if options.repeats < 1:
+        parser.error(f"--repeats must be 1 or more, got {options.repeats}")
+    with errors_in_one_line():
+        check_file_target(options.output)
+        _measure(options.output, options.only, options.repeats)
+
+
+def _measure(output: Path, only: str, repeats: int) -> None:
     runtime, measured = open_device(), Measured(describe(), hash_sources())
     with runtime.guard():
         clock = Clock(runtime.xp)
         for case in (*all_cases(), *attention_cases()):
-            if options.only not in case.name:
+            if only not in case.name:
                 continue
             task = case.prepare(runtime, case.codec, case.rows)
-            times = measured.seconds[case.name] = clock.seconds(task.work, options.repeats)
+            times = measured.seconds[case.name] = clock.seconds(task.work, repeats)
             least, median, most = (f"{np.quantile(times, share) * 1e3:.3f}" for share in (0, 0.5, 1))
             sys.stdout.write(f"{case.name}: {median} ms ({least}-{most})\n")
             sys.stdout.flush()
-    measured.write(options.output)
+    measured.write(output)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tqindex.gpu.attention_cases import attention_cases
+from tqindex.gpu.command import errors_in_one_line
 from tqindex.gpu.host.count import Counts
 from tqindex.gpu.measure import MEASURED, Measured
 from tqindex.gpu.roofline_cases import Case, Sample, all_cases
 from tqindex.gpu.sources import hash_sources
+from tqindex.storage.files import check_file_target
 
 Float64Array = npt.NDArray[np.float64]
 _WARP, _SCHEDULERS = 32, 4
@@ -206,38 +208,52 @@ def _continued(first: Sample, second: Sample, rows: int) -> tuple[float, dict[st
 
 _HEAD = """# What the GPU's kernels move, and how long they take
 
+How long each task of the index takes on a GPU, the kernels alone, and how far that is from what the chip could do.
+Where "moved / least" is near 1, nearly nothing is read twice; where the measured time is near the computed one, the
+kernel is held up by little but the unit that is named (many queries are an exception, told below). Times of a whole
+search, Python and copies included, are in the README.
+
 A chip's times are **computed** from counts; those of the last column are **measured**, on one GPU. `python -m
 tqindex.gpu.roofline` writes this page, `python -m tqindex.gpu.measure` measures for it.
 
-The host run of the kernels, compiled to count, tells for each launch the bytes that go through device memory, the turns
-of 128 bytes that shared memory and the first-level cache take, which are one memory (bank conflicts counted; a shuffle
-is a turn too), and the instructions of warps. These are the host compiler's for the same source, without copies between
-registers, and stand in for the GPU's; a division or a square root counts as one. Counts are taken at two small sizes
-and continued along a line to the full one; "line" is how far it misses the counts at a third size.
+The kernels are compiled for the CPU as well, in a form that counts. For each launch that tells the bytes that go
+through device memory, the instructions of warps, and the turns of "shared memory". Shared memory and the first-level
+cache are one memory, which serves up to 128 bytes of a warp in a turn: an access with bank conflicts takes several, and
+a shuffle takes one too. The instructions are the host compiler's for the same source, without copies between registers,
+and stand in for the GPU's; a division or a square root counts as one. "issue" is the warps' schedulers, four in a
+multiprocessor, each of which starts one instruction of one warp per clock. Counts are taken at two small sizes and
+continued along a line to the full one. At a third small size they are counted too: "line" is how far the line is from
+these counts.
 
 "least" counts each byte that the task needs once. To encode: the vectors in, the codes out. For one query: the first
 plane and scale of every row, and the other planes of the rows that are scored in full; 20 rows are near to the query,
 unless told. For many: all codes. For a cache: codes, norms and means of its tokens, queries and logits or weights and
-sums. "moved" is by the counts, on the A100: an argument that fills at most half of the second-level cache moves once in
-each launch, a larger one again for each block of threads that touches it, unless one of the 64 blocks before has, which
-run beside it. Device memory moves sectors of 32 bytes.
+sums. "moved" is by the counts, on the A100, whose second-level cache is taken to keep an argument that fills at most
+half of it: that moves once in each launch. Of a larger argument a block of threads moves all that it touches, except
+what one of the 64 blocks before it has touched: those run beside it, and the cache still has it. Device memory moves
+sectors of 32 bytes.
 
 A chip's time is the sum over the kernels of the time of each one's busiest unit; that of the longest kernel is named.
-It is a bound from below: as if the units worked beside each other without waiting, and starting a kernel cost nothing.
+It is as if the units worked beside each other without waiting, and starting a kernel cost nothing. That would make it a
+bound from below, if the instructions were the GPU's. **Where codes are expanded they are not: the host compiler takes
+more, and there the computed time is no bound.** All rows of 128 queries were measured faster than the same chip's time
+computed.
 
-What is far from the least, and why. Where most rows are scored in full ("no near rows"), the first plane is read twice,
-once for the bounds and once for the scores, whose levels are looked up by all bits of a code, and a row that is left
-out shares its sectors with rows that are not: 1.41 times the least, and 1.13 times the 772.2 MB that all codes and
-scales are. For many queries the line overstates what is moved: in small runs each block keeps the best of few rows, in
-large ones of thousands, and the results of all blocks stand on the page as if they grew with the rows. For a cache's
-values each block of pages writes its sums, which are added up: 1 MB at any width.
+What is far from the least, and why. Where most rows are scored in full ("no near rows"), the first plane is read twice:
+once for the bounds, and once for the scores, since a level is found by all the bits of a code at once, so that a
+partial sum by the first bit cannot be carried on. And a row that is left out shares its sectors with rows that are not.
+Together 1.41 times the least, and 1.13 times the 772.2 MB that all codes and scales are. For many queries the line
+overstates what is moved: in small runs each block keeps the best of few rows, in large ones of thousands, and the
+results of all blocks stand on the page as if they grew with the rows. For a cache's values each block of pages writes
+its sums, which are added up: 1 MB at any width.
 """
 _MEASURED = """
 Measured on {name} (driver for CUDA {driver}, CUDA {cuda}, CuPy {cupy}): medians of {repeats}, the host's time left out.
-The bytes agree with the chip's own counters (Nsight Compute, by hand): encoding 100,000 x 1536 at 4 bits read 614.5 MB
-and wrote 73, counted are 691.6; the bounds of one query at 1536 dimensions read 196.0, counted are 197.2; 128 queries
-read 773, the codes are 772. Times are .6 to 3 times those computed: warps wait for memory and for each other, and where
-codes are expanded the host compiler takes more instructions than the GPU's.
+Bytes beside the chip's own counters (Nsight Compute, by hand): encoding 100,000 x 1536 at 4 bits read 614.5 MB and
+wrote 73, counted are 691.6; the bounds of one query at 1536 dimensions read 196.0, counted are 197.2; 128 queries there
+read 773, counted are 812.2 of `scan_tiles` and 847.7 in all: 5 to 10 % too many, since the line overstates them, as
+told above. A measured time is more than computed where warps wait for memory and for each other, and less where the
+host compiler takes more instructions than the GPU's.
 """
 _STALE = "The kernels have changed since.\n"
 
@@ -295,13 +311,20 @@ def _chip_cells(chip: Chip) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the page."""
-    parser = argparse.ArgumentParser(prog="python -m tqindex.gpu.roofline", description=main.__doc__)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "ROOFLINE.md")
+    """Count what the kernels do, compiled by g++, and write the page; needs no GPU, takes some minutes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tqindex.gpu.roofline",
+        description=main.__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    default = Path(__file__).parent / "ROOFLINE.md"
+    parser.add_argument("--output", type=Path, default=default, help="the page, in Markdown; it is written over")
     options = parser.parse_args(arguments)
-    measured = Measured.read() if MEASURED.exists() else None
-    results = [evaluate(case) for case in (*all_cases(), *attention_cases())]
-    options.output.write_text(write_page(results, measured))
+    with errors_in_one_line():
+        check_file_target(options.output)
+        measured = Measured.read() if MEASURED.exists() else None
+        results = [evaluate(case) for case in (*all_cases(), *attention_cases())]
+        options.output.write_text(write_page(results, measured))
 
 
 if __name__ == "__main__":

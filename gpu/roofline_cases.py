@@ -90,7 +90,7 @@ class Case:
         return Sample(rows, runtime.counts, task.least_bytes(found))
 
 
-class _RandomEncoder(Encoder):
+class _UncheckedEncoder(Encoder):
     """Does not wait for what kernels refused: nothing is wrong with random rows."""
 
     def _check(self, rows: Any, refused: Any, name: str, first_row: int) -> None:
@@ -148,7 +148,7 @@ def search_many(runtime: Runtime, codec: Codec, rows: int) -> Task:
 
 
 def _encoder(runtime: Runtime, codec: Codec) -> Encoder:
-    return _RandomEncoder(runtime, codec, _METRIC)
+    return _UncheckedEncoder(runtime, codec, _METRIC)
 
 
 def _gaussian(runtime: Runtime, rows: int, dim: int, seed: int = 0) -> Any:

@@ -24,8 +24,9 @@ from tqindex.index.segments import ALL_LIVE, NO_IDS
 #: Results that blocks keep of each query at most: KEEP of scan.cu.
 _KEPT = 0, 16, 128
 _TILE_ROWS, _THREADS = 128, 256
-#: Blocks that keep any device busy. A block that keeps the best of its rows has at least so many for each of them:
-#: most of the first rows are put among the best, at the cost of about ten others.
+#: Blocks of a launch in which each keeps the best of its rows, at most, unless there are more tiles of queries; and the
+#: rows that such a block has at least for each that it keeps: most of the first rows are put among the best, at the
+#: cost of about ten others.
 _BLOCKS, _ROWS_PER_RESULT = 512, 16
 #: Of many rows this share comes first, at most so many, and their scores are written out: what the best of them reach
 #: spares the blocks that scan the others most of the work of keeping their own.

@@ -1,6 +1,7 @@
 """Source text of the kernels, and the options they are compiled with; nothing here touches a device.
 
-A `.cu` file may hold the line `#include "common.cuh"` and no other include: NVRTC gets one text.
+A `.cu` file may include `.cuh` files of this folder and nothing else; their text is put in, since NVRTC gets one text.
+A header may include none.
 """
 
 import functools
@@ -14,7 +15,7 @@ from tqindex.gpu.runtime import Kernel
 _HERE = Path(__file__).parent
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 _KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\s*\(')
-#: Codes and scores are defined without contraction to fused multiply-adds (DESIGN, section 2: arithmetic).
+#: Codes and scores are defined without contraction to fused multiply-adds (as in `tqindex.codec`).
 OPTIONS = ("-std=c++17", "--fmad=false")
 
 
@@ -51,7 +52,7 @@ def define_options(kernel: Kernel) -> tuple[str, ...]:
 
 
 def hash_sources(folder: Path = _HERE) -> str:
-    """Return a hash of the kernels' sources, without comments and spaces."""
+    """Return a hash of the kernels' sources, .cu and .cuh, without comments and spaces."""
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.cu"), *folder.glob("*.cuh")]):
         code = "".join(line.partition("//")[0] for line in path.read_text().splitlines())

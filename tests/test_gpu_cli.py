@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import tqindex as tq
-from tqindex.gpu import cuda
+from tqindex.bench import gpu as bench_gpu
+from tqindex.gpu import cuda, is_available, measure
 
 Cli = Callable[..., tuple[int, str, str]]
 FAKE = Path(__file__).parent / "fake_cupy"
@@ -82,6 +83,32 @@ def test_a_device_that_cannot_be_used_is_one_line_and_nothing_is_written(
         assert error.count("\n") == 1
         assert words in error
     assert snapshot(tmp_path) == before
+
+
+def test_measuring_says_in_one_line_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    cuda.open_device.cache_clear()
+    reason, output = is_available().reason, tmp_path / "measured.json"
+    assert "CuPy" in reason
+    for command in (lambda: bench_gpu.main([]), lambda: measure.main(["--output", str(output)])):
+        with pytest.raises(SystemExit) as ended:
+            command()
+        assert ended.value.code == 2
+        assert capsys.readouterr() == ("", f"Error: {reason}\n")
+    assert not output.exists()
+
+
+def test_the_benchmark_misses_torch_at_the_start(
+    gpu: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SystemExit) as ended:
+        bench_gpu.main([])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("Error: exact products need torch")
+    assert not gpu.fake.launches
 
 
 def test_codes_that_only_the_cpu_makes_are_refused_by_name(cli: Cli, gpu: Any, write_ann: Any, tmp_path: Path) -> None:

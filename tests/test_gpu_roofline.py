@@ -2,12 +2,14 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tqindex.codec import Codec
 from tqindex.gpu import measure, roofline
 from tqindex.gpu.attention_cases import attention_cases
+from tqindex.gpu.host import build
 from tqindex.gpu.host.count import ArrayTraffic, Counts
 from tqindex.gpu.measure import Measured
 from tqindex.gpu.roofline import CHIPS, Profile, Result, evaluate, write_page
@@ -133,6 +135,36 @@ def test_one_query_moves_little_more_than_it_must() -> None:
     result = evaluate(Case("one", 1_000_000, (4096, 8192, 12288), search_one, Codec(256)))
     assert result.moved_bytes() <= 1.25 * result.least_bytes
     assert result.deviation < 0.05
+
+
+@pytest.mark.parametrize("command", [roofline, measure])
+def test_a_bad_output_is_told_before_the_work(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(roofline, "evaluate", None)
+    monkeypatch.setattr(measure, "open_device", None)
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--output", str(tmp_path / "missing" / "page")])
+    assert ended.value.code == 2
+    out, error = capsys.readouterr()
+    assert (out, error.count("\n")) == ("", 1)
+    assert "must be a folder that exists" in error
+
+
+def test_counting_without_a_compiler_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unusual = Case("unusual", 100, (8, 16, 24), encode, Codec(67))  # no other test has compiled it
+    monkeypatch.setattr(roofline, "all_cases", lambda: [unusual])
+    monkeypatch.setattr(build, "_COMPILER", "no-such-compiler")
+    monkeypatch.setenv("TQINDEX_CACHE_DIR", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        roofline.main(["--output", str(tmp_path / "page.md")])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "no-such-compiler, which is not installed" in error
+    assert not (tmp_path / "page.md").exists()
 
 
 @pytest.mark.gpu

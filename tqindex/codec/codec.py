@@ -215,7 +215,7 @@ class Codec:
     def _quantise(
         self, y: Float32Array, norms: Float64Array
     ) -> tuple[npt.NDArray[np.uint8], Float32Array, Float32Array | None]:
-        """Return combined codes (n, dim), s and g; rows of norm 0 get zeros (DESIGN, section 2)."""
+        """Return combined codes (n, dim), s and g; rows of norm 0 get zeros."""
         book, starts = self.codebook, None
         if isinstance(book, TrellisCodebook):
             codes, starts = book.quantise(y)

@@ -18,7 +18,7 @@ class Codes:
     Attributes
     ----------
     packed : uint8 (n, code_size), code_size = ceil(dim * bits / 8)
-    scales : float32 (n,), s of DESIGN: the estimate is s <R q', z> + ...
+    scales : float32 (n,), s: the estimate is s <R q', z> + ..., q' the centred query, z the levels
     sketch_scales : float32 (n,) or None, g; kind "prod" only
     offsets : float32 (n,) or None, b_x: the part of the score that is stored exactly
     metric : {"ip", "cosine", "l2"}, what `offsets` are for and whether vectors were normalised
@@ -89,7 +89,7 @@ class QueryCodes:
     levels : int8 (nq, dim)
     steps : float32 (nq,), the query's scale times the codebook's step
     sums : int32 (nq,), of levels
-    biases : float32 (nq,), t of DESIGN: the part of the score that the query alone decides
+    biases : float32 (nq,), the part of the score that the query alone decides
     sketch_levels, sketch_steps : the same for S R q', or None
     """
 

@@ -135,7 +135,7 @@ class StoredRows:
 
 
 def has_offsets(codec: Codec, metric: str) -> bool:
-    """Whether rows carry an exactly stored part of the score (DESIGN, section 2: b_x)."""
+    """Whether rows carry a part of the score that is stored exactly, such as <c, u> of the centre c."""
     return metric == "l2" or codec.center is not None
 
 

@@ -5,8 +5,8 @@ softmax goes over packed and exact tokens together; packed values are summed in 
 rotated back once. For many queries in one call, pages are decoded block by block in the rotated basis, since then
 matrix products are faster than products with codes, and the softmax is kept up to date block by block.
 
-Tensors of a CUDA device are computed with there: few queries by the kernels of `tqindex.gpu.attention`, which have
-never run on a device; for many, pages are decoded on the CPU and sent. All other tensors go to the CPU.
+Tensors of a CUDA device are computed with there: few queries by the kernels of `tqindex.gpu.attention`, which
+have run on an H100 in tests; for many, pages are decoded on the CPU and sent. All other tensors go to the CPU.
 """
 
 from collections.abc import Callable, Iterator
