@@ -319,11 +319,10 @@ class Encoder:
         levels, steps, sums, biases = self._room(n, dim)
         sketch_levels, sketch_steps = xp.empty((n * sketched, dim), np.int8), xp.empty(n * sketched, np.float32)
         if n:
-            step = codec.codebook.step * (0.5 if codec.codebook.offset else 1.0)
             refused = self._runtime.upload(_NONE_REFUSED)
             arguments = (
-                rows, np.int64(n), self._center, *self._projections, self._sign_scale, np.float64(step), self._flags,
-                np.int32(dim), levels, steps, sums, biases, sketch_levels, sketch_steps, refused,
+                rows, np.int64(n), self._center, *self._projections, self._sign_scale, np.float64(codec.product_step),
+                self._flags, np.int32(dim), levels, steps, sums, biases, sketch_levels, sketch_steps, refused,
             )  # fmt: skip
             self._runtime.function(self._form.kernel("encode_queries"))(
                 self._form.grid(n), (self._form.block,), arguments

@@ -16,7 +16,7 @@ from tqindex.gpu.best import Best, Candidates, keep_best, no_best
 from tqindex.gpu.codes import DeviceQueries, code_defines, every_defines, list_live, row_arguments
 from tqindex.gpu.rows import DeviceSegment
 from tqindex.gpu.runtime import Kernel, Runtime
-from tqindex.gpu.scan import Found
+from tqindex.gpu.scan import Kept
 from tqindex.index.plan import ScanPlan
 from tqindex.kernels.coarse import FIRST_GAP, KAPPA, LOWEST, SKETCH, VARIANCE
 
@@ -87,7 +87,7 @@ def bound_constants(plan: ScanPlan, margins: tuple[float, float]) -> tuple[float
     whose bit is 0, what the bit adds, and the margin for a query of norm 1.
     """
     known, dim, codec = plan.stages[0], plan.codec.dim, plan.codec
-    code_step = codec.codebook.step * (0.5 if codec.codebook.offset else 1.0)
+    code_step = codec.product_step
     deviations = margins[0] * math.sqrt(known[VARIANCE]) + margins[1] * known[SKETCH]
     margin = deviations * math.sqrt(dim / (dim - 1.0)) + _SLACK * math.sqrt(dim)
     partial = known[KAPPA] / code_step
@@ -132,7 +132,7 @@ class _Scan:
         found = Candidates(scores, kept, ids=segment.ids, first_id=segment.first_id, counts=kept_counts)
         return Scanned(keep_best(runtime, best, found), counts.astype(np.int64) + probes)
 
-    def bound(self, constants: tuple[float, float, float], k: int) -> tuple[Bounds, Found]:
+    def bound(self, constants: tuple[float, float, float], k: int) -> tuple[Bounds, Kept]:
         """Return the bounds of all rows, and the likeliest rows with their estimates."""
         runtime, segment, xp, nq = self.runtime, self.segment, self.runtime.xp, len(self.queries)
         turns = count_turns(segment.n, k)
@@ -140,7 +140,7 @@ class _Scan:
         ranges = xp.empty((nq, -(-segment.n // _THREADS), 2), np.float32)
         bounds = Bounds(xp.empty((nq, segment.n), np.uint8), ranges)
         shape = nq, blocks * _BLOCK_GROUPS
-        estimates = Found(xp.empty(shape, np.float32), xp.empty(shape, np.uint32))
+        estimates = Kept(xp.empty(shape, np.float32), xp.empty(shape, np.uint32))
         lead, _, _, _, width, scales, _, offsets, has_offsets = row_arguments(self.codec, segment.codes)
         live = segment.live, np.int32(segment.live.size > 0), np.int64(segment.n)
         of_rows = lead, width, scales, offsets, has_offsets, *live
@@ -150,7 +150,7 @@ class _Scan:
         probes = count_probes(shape[1], k)
         likely = keep_best(runtime, no_best(runtime, nq, probes), Candidates(estimates.scores, estimates.rows))
         # The id of no row ends in the bits of the number of none.
-        return bounds, Found(likely.scores, likely.ids.astype(np.uint32))
+        return bounds, Kept(likely.scores, likely.ids.astype(np.uint32))
 
     def list_survivors(self, bounds: Bounds, best_scores: Any) -> tuple[Any, Any]:
         """Return the rows whose bounds reach the last of the best, (nq, n), and how many there are of each query."""

@@ -53,7 +53,7 @@ class Part(NamedTuple):
     numbers: Any = None
 
 
-class Found(NamedTuple):
+class Kept(NamedTuple):
     """What `scan_tiles` writes."""
 
     scores: Any
@@ -181,7 +181,7 @@ def _scan_kept(
     xp, (nq, k) = runtime.xp, best.scores.shape
     grid = plan_grid(part.n, nq, tile_queries(codec, keep), k)
     shape = nq, grid.parts * k
-    found = Found(xp.empty(shape, np.float32), xp.empty(shape, np.uint32))
+    found = Kept(xp.empty(shape, np.float32), xp.empty(shape, np.uint32))
     _launch(runtime, codec, queries, segment, part, grid, best.scores, keep, found)
     return Candidates(found.scores, found.rows, ids=segment.ids, first_id=segment.first_id)
 
@@ -192,7 +192,7 @@ def _score(runtime: Runtime, codec: Codec, queries: DeviceQueries, segment: Devi
     if scores.size:
         grid = plan_grid(part.n, len(queries), tile_queries(codec, 0), 0)
         before, rows = runtime.xp.empty((len(queries), 0), np.float32), runtime.xp.empty(0, np.uint32)
-        _launch(runtime, codec, queries, segment, part, grid, before, 0, Found(scores, rows))
+        _launch(runtime, codec, queries, segment, part, grid, before, 0, Kept(scores, rows))
     return scores
 
 
@@ -205,7 +205,7 @@ def _launch(
     grid: Grid,
     before: Any,
     keep: int,
-    found: Found,
+    found: Kept,
 ) -> None:
     xp, has_numbers = runtime.xp, part.numbers is not None
     arguments = (

@@ -119,6 +119,13 @@ def test_left_padding(tokens: int) -> None:
     check(fill(batch=2, left_padding=(0, 77)), tokens)
 
 
+def test_padding_that_the_mask_contradicts_is_refused() -> None:
+    layer = fill(batch=2, left_padding=(0, 300))
+    mask = torch.ones(2, 1, 1, PAST + 1, dtype=torch.bool)
+    with pytest.raises(ArgumentError, match="columns that the attention mask leaves out, got 300"):
+        check(layer, 1, mask)
+
+
 @pytest.mark.parametrize("tokens", [FEW, MANY])
 def test_queries_that_see_nothing_give_zeros(tokens: int) -> None:
     layer = fill()

@@ -1,7 +1,11 @@
 """One call gives a model's `generate` a packed cache, another takes it away."""
 
+import copy
+import pickle
+
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from tqindex.errors import ArgumentError
 from tqindex.kv import TurboQuantCache, disable_turbo_quant, enable_turbo_quant
@@ -111,3 +115,43 @@ def test_enabling_twice_is_undone_once(tiny_model):
     assert "generate" not in vars(model)
     with pytest.raises(ArgumentError):
         disable_turbo_quant(model)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_model_generates_by_itself(tiny_model, duplicate):
+    model = tiny_model("qwen")
+    enable_turbo_quant(model, 4, recent=16, page=32)
+    other = duplicate(model)
+    for weight in other.parameters():
+        weight.data.zero_()
+    found = generate(other)
+    assert isinstance(found.past_key_values, TurboQuantCache)
+    assert found.sequences[0, IDS.shape[1] :].tolist() == [0, 0, 0, 0]
+    assert generate(model).sequences[0, IDS.shape[1] :].any()
+
+
+def test_a_configuration_counts_wherever_it_stands(tiny_model):
+    model = tiny_model("qwen")
+    enable_turbo_quant(model, 4)
+    config = GenerationConfig(use_cache=False, max_new_tokens=2, pad_token_id=0, return_dict_in_generate=True)
+    assert model.generate(IDS, config, attention_mask=torch.ones_like(IDS)).past_key_values is None
+
+
+def test_padding_is_inferred_where_transformers_infers_the_mask(tiny_model):
+    model = tiny_model("qwen")
+    enable_turbo_quant(model, 4, recent=16, page=32)
+    ids = torch.cat([IDS, IDS])
+    ids[1, :40] = 0
+    settings = {"max_new_tokens": 2, "do_sample": False, "return_dict_in_generate": True}
+    found = model.generate(ids, pad_token_id=0, eos_token_id=1, **settings)
+    assert found.past_key_values.options.left_padding == (0, 40)
+    for options in ({"pad_token_id": 0, "eos_token_id": 0}, {"pad_token_id": 2, "eos_token_id": 1}):
+        assert model.generate(ids, **options, **settings).past_key_values.options.left_padding is None
+
+
+@pytest.mark.parametrize("ratio", [0, -1])
+def test_ratios_that_are_none_are_refused(tiny_model, ratio):
+    with pytest.raises(ArgumentError, match="compression_ratio must be above 0"):
+        enable_turbo_quant(tiny_model(), ratio)
+    with pytest.raises(ArgumentError, match="one that enable_turbo_quant was called for"):
+        disable_turbo_quant(None)

@@ -219,6 +219,7 @@ def test_needle_command(cli, folder, tmp_path):
         ["eval", "{folder}", "--text", "{folder}/text.txt", "--preset", "9/9"],
         ["eval", "{folder}", "--text", "{folder}/text.txt", "--dtype", "int8"],
         ["eval", "{folder}/absent", "--text", "{folder}/text.txt"],
+        ["needle", "{folder}", "--text", "{folder}/text.txt", "-o", "{folder}/x.png", "--lengths", "99999"],
         ["needle", "{folder}", "--text", "{folder}/text.txt", "-o", "{folder}/x.png", "--lengths", "many"],
         ["needle", "{folder}", "--text", "{folder}/text.txt", "-o", "{folder}/x.png", "--depths", "0"],
     ],

@@ -137,9 +137,21 @@ def test_arrays_of_another_shape_are_found_before_a_kernel_reads_them(tmp_path, 
 def test_newer_versions_are_refused(tmp_path, tiny_model):
     model, path = tiny_model(), tmp_path / "prompt.kv"
     filled(model).save(path, model)
-    rewrite(path, lambda header: header.update(version=2))
+    rewrite(path, lambda header: header.update(version=3))
     with pytest.raises(FormatVersionError):
         TurboQuantCache.load(path, model)
+
+
+def test_what_changes_no_key_is_no_other_model(tmp_path, tiny_model):
+    model = tiny_model()
+    filled(model).save(tmp_path / "prompt.kv", model)
+    model.config.pad_token_id, model.config.use_cache, model.config.architectures = 7, False, ["Other"]
+    TurboQuantCache.load(tmp_path / "prompt.kv", model)
+
+
+def test_a_model_of_other_depth_is_refused_when_saving(tmp_path, tiny_model):
+    with pytest.raises(ArgumentError, match="must be the one that filled the cache, of 3 layers"):
+        filled(tiny_model()).save(tmp_path / "prompt.kv", tiny_model(num_hidden_layers=2))
 
 
 def test_files_are_not_replaced_unasked(tmp_path, tiny_model):

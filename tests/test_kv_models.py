@@ -1,5 +1,7 @@
 """The cache under models of several families, small and random, through transformers' own generation."""
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -176,6 +178,42 @@ def test_the_attention_may_change_between_calls(models: dict[str, PreTrainedMode
     torch.testing.assert_close(torch.cat(logits, dim=1), expected, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", ATTENTION])
+def test_gradients_are_refused_and_not_wrong(models: dict[str, PreTrainedModel], attention: str) -> None:
+    model, ids = models["llama"], make_ids(1, 60)
+    expected = run(model, attention, [ids])
+    out = model(ids, labels=ids, past_key_values=TurboQuantCache(model.config, **SMALL))
+    torch.testing.assert_close(out.logits.detach(), expected)
+    with pytest.raises(ArgumentError, match="must be trained without packed caches and without attention 'tqindex'"):
+        out.loss.backward()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", ATTENTION])
+def test_autocast_changes_no_codes(models: dict[str, PreTrainedModel], attention: str) -> None:
+    model, ids = models["llama"], make_ids(1, 120)
+    pieces = [ids[:, :110], ids[:, 110:111], ids[:, 111:]]
+    expected = run(model, attention, pieces)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = run(model, attention, pieces)
+    assert float((found - expected).abs().mean()) < 0.1 * float(expected.abs().mean())
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy])
+def test_a_copied_cache_learns_of_the_models_attention(
+    models: dict[str, PreTrainedModel], duplicate: Callable[[Any], Any]
+) -> None:
+    model, ids = models["llama"], make_ids(1, 101)
+    model.set_attn_implementation(ATTENTION)
+    cache = TurboQuantCache(model.config, **SMALL)
+    with torch.no_grad():
+        model(ids[:, :100], past_key_values=cache)
+        copied = duplicate(cache)
+        model.set_attn_implementation("sdpa")
+        assert not copied.layers[0].reads_codes()
+        found = model(ids[:, 100:], past_key_values=copied).logits
+    torch.testing.assert_close(found, run(model, "sdpa", [ids[:, :100], ids[:, 100:]])[:, 100:], rtol=0, atol=1e-3)
+
+
 def test_other_layers_are_the_librarys_own() -> None:
     for name, kept in (("gemma", [0, 2]), ("hybrid", [0, 2])):
         cache, dense = TurboQuantCache(CONFIGS[name]), DynamicCache(config=CONFIGS[name])
@@ -252,10 +290,17 @@ def test_an_old_transformers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         TurboQuantCache(CONFIGS["llama"])
 
 
+@pytest.mark.parametrize("given", [5, "12", [], [1.7], [None], [[1, 2]], torch.zeros(2, 2, dtype=torch.int64)])
+def test_wrong_padding_is_refused(given: Any) -> None:
+    with pytest.raises(ArgumentError, match="left_padding must"):
+        TurboQuantCache(CONFIGS["llama"], left_padding=given)
+    assert TurboQuantCache(CONFIGS["llama"], left_padding=torch.tensor([1, 0])).options.left_padding == (1, 0)
+
+
 @pytest.mark.parametrize(
     ("per_layer", "message"),
     [
-        ({2: (4, 4)}, "per_layer must be from 0 to 1, got 2"),
+        ({2: (4, 4)}, "a layer.s number in per_layer must be from 0 to 1, got 2"),
         ({0: 4}, r"per_layer must give \(key_bits, value_bits\)"),
         ([(4, 4)], r"per_layer must be a mapping of layers' numbers to widths, got \[\(4, 4\)\]"),
         ({0: None, 1: None}, "layers of full attention to pack, got none of 'llama'"),

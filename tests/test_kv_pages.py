@@ -258,6 +258,7 @@ def test_bits_of_everything_in_a_16_bit_model(tokens: int, options: dict[str, An
         ({"recent": 1.5}, "recent must be an integer, got 1.5"),
         ({"left_padding": (0, -1)}, "left_padding must be at least 0, got -1"),
         ({"seed": -1}, "seed must be from 0"),
+        ({"center": "yes"}, "center must be True or False, got 'yes'"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:

@@ -307,6 +307,14 @@ class Codec:
         values = self.codebook.step * (levels + self.codebook.offset)
         return values.astype(np.float32), signs
 
+    @property
+    def product_step(self) -> float:
+        """What a unit of the integer products of levels and queries is worth, for a query of step 1.
+
+        It is the codebook's step; half of it where levels lie between integers, and the products are of their double.
+        """
+        return self.codebook.step * (0.5 if self.codebook.offset else 1.0)
+
     def encode_queries(self, queries: npt.ArrayLike, metric: str = "ip") -> QueryCodes:
         """Centre, rotate and round queries (nq, dim) or (dim,) to int8 with one scale per query."""
         check_choice("metric", metric, METRICS)
@@ -322,14 +330,13 @@ class Codec:
             biases = np.zeros(len(rows)) if self.center is None else dot(rows, self.center)
         rotated = self.rotate.apply(centred)
         levels, scales = round_to_int8(rotated)
-        half = 0.5 if self.codebook.offset else 1.0
         sketch_levels = sketch_steps = None
         if self.sketch_projection is not None:
             sketch_levels, sketch_scales = round_to_int8(self.sketch_projection.apply(rotated))
             sketch_steps = sketch_scales.astype(np.float32)
         return QueryCodes(
             levels,
-            (scales * (self.codebook.step * half)).astype(np.float32),
+            (scales * self.product_step).astype(np.float32),
             levels.sum(axis=1, dtype=np.int32),
             biases.astype(np.float32),
             sketch_levels,

@@ -66,9 +66,8 @@ class ScanPlan:
     def _form(self, stages: npt.NDArray[np.float64]) -> tuple[Any, ...]:
         codec, metric = self.codec, self.metric
         center = np.empty(0, np.float32) if codec.center is None else codec.center
-        step = codec.codebook.step * (0.5 if codec.codebook.offset else 1.0)
         rotation, sketch = matrices(codec.rotate), matrices(codec.sketch_projection)
-        return metric == "cosine", metric == "l2", center, rotation, sketch, step, self._shift, stages
+        return metric == "cosine", metric == "l2", center, rotation, sketch, codec.product_step, self._shift, stages
 
     @property
     def name(self) -> str:

@@ -43,14 +43,13 @@ def encode_queries(codec: Codec, queries: Float32Array, metric: str, first_row: 
     check_norms(np.sqrt(squares), "queries", first_row)
     project(codec.rotate, rows)
     levels, scales, sums = _round(rows)
-    half = 0.5 if codec.codebook.offset else 1.0
     sketch_levels = sketch_steps = None
     if codec.sketch_projection is not None:
         project(codec.sketch_projection, rows)
         sketch_levels, sketch_scales, _ = _round(rows)
         sketch_steps = sketch_scales.astype(np.float32)
     biases = -0.5 * squares if metric == "l2" else along
-    steps = (scales * (codec.codebook.step * half)).astype(np.float32)
+    steps = (scales * codec.product_step).astype(np.float32)
     return QueryCodes(levels, steps, sums, biases.astype(np.float32), sketch_levels, sketch_steps)
 
 

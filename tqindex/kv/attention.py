@@ -51,6 +51,30 @@ class CodesHandle:
         )
 
 
+class _WithoutGradient(torch.autograd.Function):
+    """What is computed from codes, as if it came from a tensor that wants a gradient: asking for one fails."""
+
+    @staticmethod
+    def forward(_: Any, out: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        del source
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(_: Any, *gradients: torch.Tensor) -> Any:
+        del gradients
+        raise ArgumentError(
+            "a model must be trained without packed caches and without attention 'tqindex': they have no gradients"
+        )
+
+
+def without_gradient(out: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """Return out; where source wants a gradient, in a form that refuses to give one."""
+    if not torch.is_grad_enabled() or not source.requires_grad:
+        return out
+    given: torch.Tensor = _WithoutGradient.apply(out, source)
+    return given
+
+
 @dataclass(frozen=True)
 class _Rule:
     """What decides the weights besides queries and keys."""
@@ -96,7 +120,8 @@ def attend(
     Raises
     ------
     ArgumentError
-        Dropout, or an argument that is not implemented; on a GPU, kind "trellis", a page or head_dim beyond 512.
+        Dropout, or an argument that is not implemented; left_padding that the mask contradicts; on a GPU, kind
+        "trellis", a page or head_dim beyond 512.
     DeviceError
         Tensors of a CUDA device without CuPy, or the device failed; the message says what to do.
     """
@@ -114,13 +139,14 @@ def attend(
                 f"attention {ATTENTION!r} must be of kind 'mse' or 'prod' on a GPU, got 'trellis': use another "
                 "attention, which reads the same cache densely"
             )
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         outs = []
         for row, view in enumerate(views):
             queries = query[row].to(place, torch.float32)
             mask = None if attention_mask is None else attention_mask[min(row, len(attention_mask) - 1)].to(place)
             outs.append(_attend_sequence(queries, view, form, mask, rule))
-        return torch.stack(outs).transpose(1, 2).contiguous().to(query.device, query.dtype), None
+        out = torch.stack(outs).transpose(1, 2).contiguous().to(query.device, query.dtype)
+    return without_gradient(out, query), None
 
 
 def _as_views(key: Any, value: Any) -> tuple[list[SequenceView], PageForm | None]:
@@ -136,6 +162,11 @@ def _attend_sequence(
     heads, tokens, dim = queries.shape
     grouped = (queries * rule.scaling).reshape(view.keys.shape[0], -1, tokens, dim)
     if mask is not None:
+        if mask.dtype == torch.bool and view.padding < view.columns and mask[:, -1, : view.padding].any():
+            raise ArgumentError(
+                f"left_padding must be of columns that the attention mask leaves out, got {view.padding} in a row "
+                "whose last token sees some of them"
+            )
         mask = mask[:, :, view.padding : view.columns]
     elif rule.causal and tokens > 1:
         seen = view.columns - view.padding

@@ -9,11 +9,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from tqindex.codec.codec import Kind
-from tqindex.errors import ArgumentError
 from tqindex.kv.files import load_cache, save_cache
 from tqindex.kv.layer import TurboQuantLayer
-from tqindex.kv.options import LayerOptions, check_per_layer
-from tqindex.kv.support import check_model
+from tqindex.kv.options import LayerOptions, as_padding, check_per_layer
+from tqindex.kv.support import check_model, nothing_to_pack
 
 #: Parts of `TurboQuantCache.memory`, of which the first three are what packed tokens take.
 PARTS = ("codes", "norms", "means", "exact", "other")
@@ -77,7 +76,7 @@ class TurboQuantCache(Cache):
         seed: int = 0,
     ) -> None:
         check_model(config)
-        padding = None if left_padding is None else tuple(int(pads) for pads in left_padding)
+        padding = None if left_padding is None else as_padding(left_padding)
         self.options = LayerOptions(key_bits, value_bits, kind, sinks, recent, page, center, padding, seed)
         decoder = config.get_text_config(decoder=True)
         layers: list[Any] = list(DynamicCache(config=config).layers)
@@ -88,10 +87,7 @@ class TurboQuantCache(Cache):
             if type(layer) is DynamicLayer and widths is not None:
                 layers[number] = TurboQuantLayer(self.options.with_widths(widths), decoder)
         if not any(isinstance(layer, TurboQuantLayer) for layer in layers):
-            raise ArgumentError(
-                f"config and per_layer must leave layers of full attention to pack, got none of {config.model_type!r}: "
-                "sliding-window and linear layers stay as the library has them"
-            )
+            raise nothing_to_pack(config)
         super().__init__(layers=layers)
 
     def memory(self) -> dict[str, int]:

@@ -1,6 +1,5 @@
 """One call that gives every `generate` of a model a packed cache."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,13 +20,13 @@ _LADDER = ((8, 8), (8, 4), (4, 4), (4, 3), (3, 3), (3, 2), (2, 2))
 _OPTIONS = ("kind", "sinks", "recent", "page", "center", "seed")
 #: Tokens at which the ratio with exact windows is told.
 _CONTEXT = 8192
-_MARK = "_tqindex_original"
 
 
 def enable_turbo_quant(model: Any, compression_ratio: float = 4, **options: Any) -> LayerOptions:
     """Let `model.generate` keep keys and values packed, and print the widths that are chosen and the measured ratio.
 
-    Calls that bring or ask for a cache of their own keep it. Padding on the left is taken from `attention_mask`.
+    Calls that bring or ask for a cache of their own keep it. Padding on the left is taken from `attention_mask`, or
+    where none is given from the tokens, as transformers does.
 
     Parameters
     ----------
@@ -53,10 +52,9 @@ def enable_turbo_quant(model: Any, compression_ratio: float = 4, **options: Any)
         raise ArgumentError(f"model must be one of transformers that generates, got {type(model).__name__}")
     chosen = _choose(model, check_number("compression_ratio", compression_ratio), LayerOptions(**options))
     in_pages, in_all = _measure(model, chosen)
-    if hasattr(model.generate, _MARK):
+    if isinstance(model.generate, _Generate):
         disable_turbo_quant(model)
-    generate = _wrap(model, model.generate, chosen)
-    model.generate = generate
+    model.generate = _Generate(model.generate, chosen)
     packed = sum(shape.packed for shape in layer_shapes(model.config))
     click.echo(
         f"TurboQuant: keys {chosen.key_bits:g} bits, values {chosen.value_bits:g} bits in {packed} layers; measured "
@@ -66,20 +64,21 @@ def enable_turbo_quant(model: Any, compression_ratio: float = 4, **options: Any)
 
 
 def disable_turbo_quant(model: Any) -> None:
-    """Undo `enable_turbo_quant`.
+    """Undo `enable_turbo_quant`; the model's attention stays what it is.
 
     Raises
     ------
     ArgumentError
         A model for which it was not called.
     """
-    original = getattr(model.generate, _MARK, None)
-    if original is None:
+    if not isinstance(getattr(model, "generate", None), _Generate):
         raise ArgumentError("model must be one that enable_turbo_quant was called for")
     del model.generate
 
 
 def _choose(model: Any, ratio: float, base: LayerOptions) -> LayerOptions:
+    if ratio <= 0:
+        raise ArgumentError(f"compression_ratio must be above 0, got {ratio:g}")
     shapes, widths, value_widths = layer_shapes(model.config), KIND_WIDTHS[base.kind], KIND_WIDTHS[base.value_kind]
     for key_bits, value_bits in _LADDER:
         if key_bits not in widths or value_bits not in value_widths:
@@ -104,31 +103,49 @@ def _measure(model: Any, options: LayerOptions) -> tuple[float, float]:
     return layer.sequences[0].packed * row / in_pages, _CONTEXT * row / sum(parts.values())
 
 
-def _wrap(model: Any, original: Callable[..., Any], options: LayerOptions) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def generate(*arguments: Any, **keywords: Any) -> Any:
-        if not _has_own_cache(model, keywords):
-            padding = _left_padding(keywords.get("attention_mask"))
-            chosen = replace(options, left_padding=padding)
+class _Generate:
+    """A model's `generate` that gives every call a packed cache.
+
+    An object that holds the bound method, so that a copy of the model has one of its own.
+    """
+
+    def __init__(self, original: Callable[..., Any], options: LayerOptions) -> None:
+        self.__doc__ = original.__doc__
+        self.__wrapped__, self._options = original, options  # by its name whoever asks finds the signature
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        model: Any = self.__wrapped__.__self__  # type: ignore[attr-defined]
+        config = keywords.get("generation_config") or (arguments[1] if len(arguments) > 1 else model.generation_config)
+
+        def setting(name: str) -> Any:
+            return keywords.get(name, getattr(config, name, None))
+
+        if not _has_own_cache(keywords, setting):
+            mask = keywords.get("attention_mask")
+            if mask is None:
+                ids = arguments[0] if arguments else keywords.get("inputs", keywords.get("input_ids"))
+                mask = _inferred_mask(ids, setting)
+            chosen = replace(self._options, left_padding=_left_padding(mask))
             keywords["past_key_values"] = TurboQuantCache(model.config, **chosen.__dict__)
-        return original(*arguments, **keywords)
-
-    setattr(generate, _MARK, original)
-    return generate
+        return self.__wrapped__(*arguments, **keywords)
 
 
-def _has_own_cache(model: Any, keywords: dict[str, Any]) -> bool:
+def _has_own_cache(keywords: dict[str, Any], setting: Callable[[str], Any]) -> bool:
     """Whether a call to `generate` brings a cache, asks for another kind, or wants none."""
-    config = keywords.get("generation_config") or model.generation_config
-
-    def setting(name: str) -> Any:
-        return keywords.get(name, getattr(config, name, None))
-
     return (
         keywords.get("past_key_values") is not None
         or setting("cache_implementation") is not None
         or setting("use_cache") is False
     )
+
+
+def _inferred_mask(ids: Any, setting: Callable[[str], Any]) -> torch.Tensor | None:
+    """Return the mask that transformers makes where none is given: of what is not padding, if that can be told."""
+    pad, end = setting("pad_token_id"), setting("eos_token_id")
+    if pad is None or not isinstance(ids, torch.Tensor) or ids.dim() != 2 or ids.is_floating_point():
+        return None
+    ends = end if isinstance(end, list | tuple) else [end]
+    return None if pad in ends else ids != pad
 
 
 def _left_padding(mask: torch.Tensor | None) -> tuple[int, ...] | None:

@@ -17,6 +17,7 @@ from tqindex.checks import check_integer
 from tqindex.errors import ArgumentError
 from tqindex.kv.cases import DENSE, Case
 from tqindex.kv.measure import held_bytes, peak_rise
+from tqindex.kv.support import check_length
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,16 @@ def evaluate(
     Raises
     ------
     ArgumentError
-        A number below 1, or a text that is too short.
+        A number below 1, a text that is too short, or more tokens than the model's context.
     """
     check_integer("prefix", prefix, 1)
     check_integer("tokens", tokens, 2)
     if len(ids) < prefix + tokens + 1:
-        raise ArgumentError(f"the text must have {prefix + tokens + 1} tokens, got {len(ids)}")
+        raise ArgumentError(
+            f"the text must have {prefix + tokens + 1} tokens, got {len(ids)}: use a longer one, or a smaller prefix "
+            "(--prefix) or fewer tokens (--tokens)"
+        )
+    check_length(model.config, prefix + tokens, "prefix and tokens together")
     spans = _spans(0, prefix, prefix if block is None else check_integer("block", block, 1))
     spans += _spans(prefix, prefix + tokens, check_integer("step", step, 1))
     expected = trace(model, ids, DENSE, prefix, spans)

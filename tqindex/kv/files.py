@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import safetensors.torch
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from tqindex.errors import ArgumentError, CorruptIndexError, FormatVersionError, MissingFileError, StorageError
 from tqindex.kv.layer import TurboQuantLayer
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 
 _Cache = TypeVar("_Cache", bound="TurboQuantCache")
 _MARK = b"tqindex kv\n\0\0\0\0\0"
-_VERSION = 1
+_VERSION = 2
 _LENGTH_BYTES = 8
 _DIGEST_BYTES = 32
 #: Numbers of each weight that are compared.
 _SAMPLE = 64
 #: What a configuration says of itself and not of the model.
-_VOLATILE = ("transformers_version", "_name_or_path", "name_or_path", "dtype", "torch_dtype")
+_VOLATILE = (
+    *("transformers_version", "_name_or_path", "name_or_path", "dtype", "torch_dtype", "architectures"),
+    *("use_cache", "output_hidden_states", "output_attentions", "return_dict", "problem_type", "id2label", "label2id"),
+    *("pad_token_id", "bos_token_id", "eos_token_id"),
+)
 
 
 def save_cache(cache: "TurboQuantCache", path: Path, model: PreTrainedModel, overwrite: bool) -> None:
@@ -42,6 +46,8 @@ def save_cache(cache: "TurboQuantCache", path: Path, model: PreTrainedModel, ove
     """
     tensors = Tensors()
     layers = [write_layer(layer, tensors) for layer in cache.layers]
+    if len(cache.layers) != len(DynamicCache(config=model.config).layers):
+        raise ArgumentError(f"model must be the one that filled the cache, of {len(cache.layers)} layers")
     header = {
         "version": _VERSION,
         "model": _fingerprint(model),
@@ -72,9 +78,10 @@ def load_cache(kind: type[_Cache], path: Path, model: PreTrainedModel) -> _Cache
     """
     header, tensors = _parse(path, _read(path))
     found, wanted = header["model"], _fingerprint(model)
-    for part in ("configuration", "weights", "dtype"):
+    for part, others in (("dtype", "is another"), ("configuration", "is another"), ("weights", "are others")):
         if found[part] != wanted[part]:
-            raise ArgumentError(f"{path} must be of this model: its {part} is another ({found['kind']})")
+            told = f"{found['kind']}, {found['dtype'].removeprefix('torch.')}"
+            raise ArgumentError(f"{path} must be of this model: its {part} {others} ({told})")
     options: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in header["options"].items()
     }

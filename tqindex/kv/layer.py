@@ -1,5 +1,6 @@
 """One attention layer's cache, as transformers asks for it."""
 
+import copy
 from collections.abc import Sequence as Many
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin
 
 from tqindex.errors import ArgumentError
-from tqindex.kv.attention import ATTENTION, CodesHandle
+from tqindex.kv.attention import ATTENTION, CodesHandle, without_gradient
 from tqindex.kv.options import LayerOptions
 from tqindex.kv.pages import PageForm, Sequence, SequenceView
 from tqindex.kv.quantiser import Quantiser
@@ -68,7 +69,8 @@ class TurboQuantLayer(CacheLayerMixin):
         VectorError
             Keys or values that are not finite.
         """
-        with torch.inference_mode(False), torch.no_grad():
+        # In the layer's own precision whatever autocast is told; gradients end here, and say so.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(key_states.device.type, enabled=False):
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
             if len(key_states) != len(self.sequences):
@@ -78,7 +80,17 @@ class TurboQuantLayer(CacheLayerMixin):
             if self.reads_codes():
                 handle = CodesHandle(views, self.form)
                 return handle, handle
-            return self.decode(views)
+            keys, values = self.decode(views)
+        return without_gradient(keys, key_states), without_gradient(values, value_states)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TurboQuantLayer":
+        """Copy all but the model's configuration, by which the layer learns of its attention."""
+        layer = self.__class__.__new__(self.__class__)
+        memo[id(self)] = layer
+        layer.__dict__ = {
+            name: value if name == "config" else copy.deepcopy(value, memo) for name, value in vars(self).items()
+        }
+        return layer
 
     def reads_codes(self) -> bool:
         """Whether the model's attention reads codes now: it can be changed between calls."""

@@ -11,7 +11,7 @@ from tqindex.errors import ArgumentError
 from tqindex.kv.options import LayerOptions
 from tqindex.kv.pages import PageForm
 from tqindex.kv.quantiser import Quantiser
-from tqindex.kv.support import check_model, check_name
+from tqindex.kv.support import check_model, check_name, nothing_to_pack
 
 #: Bytes of a number in a 16-bit model, of a stored norm, and of a channel of a page's mean.
 _HALF = 2
@@ -104,7 +104,10 @@ def layer_shapes(config: PreTrainedConfig) -> list[LayerShape]:
     """
     check_model(config)
     decoder = config.get_text_config(decoder=True)
-    return [_layer_shape(decoder, layer) for layer in DynamicCache(config=config).layers]
+    shapes = [_layer_shape(decoder, layer) for layer in DynamicCache(config=config).layers]
+    if not any(shape.packed for shape in shapes):
+        raise nothing_to_pack(config)
+    return shapes
 
 
 def _layer_shape(config: Any, layer: Any) -> LayerShape:
@@ -117,6 +120,8 @@ def _layer_shape(config: Any, layer: Any) -> LayerShape:
 
 def _heads_and_dim(config: Any, sliding: bool) -> tuple[int, int]:
     """Key-value heads and their width."""
+    if not getattr(config, "num_attention_heads", None):
+        raise ArgumentError(f"config must be of a model with attention, got {config.model_type!r}")
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if not sliding:  # Gemma 4 has layers of two shapes

@@ -13,6 +13,7 @@ from tqindex.checks import check_integer
 from tqindex.errors import ArgumentError
 from tqindex.kv.cases import Case
 from tqindex.kv.models import read_prompt
+from tqindex.kv.support import check_length
 
 _NEEDLE = "\nThe secret number of the old lighthouse is {number}.\n"
 _QUESTION = (
@@ -74,7 +75,14 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
 
 @torch.inference_mode()
 def is_found(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, haystack: Haystack, case: Case) -> bool:
-    """Say whether the greedy answer, read with a cache, holds the hidden number."""
+    """Say whether the greedy answer, read with a cache, holds the hidden number.
+
+    Raises
+    ------
+    ArgumentError
+        More tokens than the model's context.
+    """
+    check_length(model.config, haystack.length, "length")
     cache, ids = case.make(model.config), haystack.ids.to(model.device)[None]
     logits = read_prompt(model, ids, cache)
     answer = []

@@ -44,7 +44,8 @@ class LayerOptions:
         check_integer("recent", self.recent, 0)
         if check_integer("page", self.page, 1) % PAGE_MULTIPLE:
             raise ArgumentError(f"page must be a multiple of {PAGE_MULTIPLE}, got {self.page}")
-        check_choice("center", int(self.center), (0, 1))
+        if not isinstance(self.center, bool):
+            raise ArgumentError(f"center must be True or False, got {self.center!r}")
         for padding in self.left_padding or ():
             check_integer("left_padding", padding, 0)
         check_integer("seed", self.seed, 0, 2**63 - 1)
@@ -68,6 +69,20 @@ class LayerOptions:
         return [padding for padding in given for _ in range(batch // len(given))]
 
 
+def as_padding(left_padding: Any) -> tuple[int, ...]:
+    """Return the columns of padding of each row: of a sequence, an array or a tensor of integers.
+
+    Raises
+    ------
+    ArgumentError
+        Anything else, or none.
+    """
+    given = left_padding.tolist() if hasattr(left_padding, "tolist") else left_padding
+    if isinstance(given, str) or not isinstance(given, Sequence) or not given:
+        raise ArgumentError(f"left_padding must give each row's columns of padding, got {left_padding!r}")
+    return tuple(check_integer("left_padding", pads, 0) for pads in given)
+
+
 def check_per_layer(per_layer: Mapping[int, Any] | None, layers: int) -> dict[int, Any]:
     """Return the widths of single layers by number.
 
@@ -78,4 +93,7 @@ def check_per_layer(per_layer: Mapping[int, Any] | None, layers: int) -> dict[in
     """
     if per_layer is not None and not isinstance(per_layer, Mapping):
         raise ArgumentError(f"per_layer must be a mapping of layers' numbers to widths, got {per_layer!r}")
-    return {check_integer("per_layer", number, 0, layers - 1): value for number, value in (per_layer or {}).items()}
+    return {
+        check_integer("a layer's number in per_layer", number, 0, layers - 1): value
+        for number, value in (per_layer or {}).items()
+    }

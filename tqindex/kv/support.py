@@ -41,6 +41,21 @@ def check_model(config: Any) -> None:
         raise ArgumentError(f"the attention must read this cache, got {attention!r}, which keeps its own")
 
 
+def nothing_to_pack(config: Any) -> ArgumentError:
+    """Return what to raise for a model without a layer of full attention."""
+    return ArgumentError(
+        f"config and per_layer must leave layers of full attention to pack, got none of {config.model_type!r}: "
+        "sliding-window and linear layers stay as the library has them"
+    )
+
+
+def check_length(config: Any, tokens: int, what: str) -> None:
+    """Refuse more tokens than a model has positions for, where its configuration says how many these are."""
+    most = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if most is not None and tokens > most:
+        raise ArgumentError(f"{what} must be at most {most:,}, the model's longest context, got {tokens:,}")
+
+
 def check_name(name: str, what: str) -> None:
     """Refuse the path of a model that is not there; a name on the Hub has one slash at most and begins with a letter.
 
