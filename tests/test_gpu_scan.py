@@ -142,7 +142,7 @@ def test_nothing_to_scan() -> None:
 
 
 def test_scores_are_written_out_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_scan, "_MATRIX_BYTES", 4 * 9 * 70)
+    monkeypatch.setattr(gpu_scan, "MATRIX_BYTES", 4 * 9 * 70)
     index = made_index(900, 20)
     assert_found(HOST, index, queries_for(9, 20), 130)
     index.remove(np.arange(0, 900, 2))

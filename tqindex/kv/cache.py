@@ -38,7 +38,7 @@ class TurboQuantCache(Cache):
     sinks : int
         First tokens of a sequence that stay exact.
     recent : int
-        Last tokens that are exact at least; at most `page` - 1 more are.
+        Last tokens that are exact at least, but where `crop` has cut a packed page; at most `page` - 1 more are.
     page : int, a multiple of 32
         Tokens that are packed together.
     center : bool

@@ -123,8 +123,8 @@ class TurboQuantLayer(CacheLayerMixin):
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens, given as a number of at most 0.
 
-        Packed pages that are cut keep their codes and their mean. Up to `recent` tokens can be fed again, after which
-        all is as it was.
+        Packed pages that are cut keep their codes and their mean. Where at most `recent` tokens are forgotten, none of
+        them was packed: fed again, they give the same cache as before.
 
         Raises
         ------
