@@ -54,7 +54,7 @@ def enable_turbo_quant(model: Any, compression_ratio: float = 4, **options: Any)
     in_pages, in_all = _measure(model, chosen)
     if isinstance(model.generate, _Generate):
         disable_turbo_quant(model)
-    model.generate = _Generate(model.generate, chosen)
+    model.generate = _Generate(model, model.generate, chosen)
     packed = sum(shape.packed for shape in layer_shapes(model.config))
     click.echo(
         f"TurboQuant: keys {chosen.key_bits:g} bits, values {chosen.value_bits:g} bits in {packed} layers; measured "
@@ -106,16 +106,17 @@ def _measure(model: Any, options: LayerOptions) -> tuple[float, float]:
 class _Generate:
     """A model's `generate` that gives every call a packed cache.
 
-    An object that holds the bound method, so that a copy of the model has one of its own.
+    An object that holds the model and its bound method, so that a copy of the model has one of its own.
     """
 
-    def __init__(self, original: Callable[..., Any], options: LayerOptions) -> None:
+    def __init__(self, model: Any, original: Callable[..., Any], options: LayerOptions) -> None:
         self.__doc__ = original.__doc__
-        self.__wrapped__, self._options = original, options  # by its name whoever asks finds the signature
+        self.__wrapped__ = original  # by this name whoever asks finds the signature
+        self._model, self._options = model, options
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        model: Any = self.__wrapped__.__self__  # type: ignore[attr-defined]
-        config = keywords.get("generation_config") or (arguments[1] if len(arguments) > 1 else model.generation_config)
+        positional = arguments[1] if len(arguments) > 1 else None
+        config = keywords.get("generation_config") or positional or self._model.generation_config
 
         def setting(name: str) -> Any:
             return keywords.get(name, getattr(config, name, None))
@@ -126,7 +127,7 @@ class _Generate:
                 ids = arguments[0] if arguments else keywords.get("inputs", keywords.get("input_ids"))
                 mask = _inferred_mask(ids, setting)
             chosen = replace(self._options, left_padding=_left_padding(mask))
-            keywords["past_key_values"] = TurboQuantCache(model.config, **chosen.__dict__)
+            keywords["past_key_values"] = TurboQuantCache(self._model.config, **chosen.__dict__)
         return self.__wrapped__(*arguments, **keywords)
 
 
