@@ -269,6 +269,9 @@ def test_memory_counts_each_storage_once(models: dict[str, PreTrainedModel]) -> 
         (T5Config(), "decoder-only model, got the encoder-decoder 't5'"),
         (transformers.DeepseekV3Config(), "'deepseek_v3' with latent attention"),
         (MistralConfig(sliding_window=32, num_hidden_layers=2), "of full attention to pack, got none of 'mistral'"),
+        (transformers.RwkvConfig(), "that takes past_key_values, got 'rwkv'"),
+        (transformers.XLNetConfig(), "that takes past_key_values, got 'xlnet'"),
+        (transformers.OpenAIGPTConfig(), "that takes past_key_values, got 'openai-gpt'"),
         ("llama", "config must be the model's configuration, got str"),
     ],
 )

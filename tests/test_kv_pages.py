@@ -171,6 +171,14 @@ def test_positive_crops_other_batches_and_nan_are_refused() -> None:
             make_layer().update(make_tokens(90), make_tokens(90).index_fill(2, torch.tensor(40), bad))
 
 
+def test_heads_of_another_model_are_refused() -> None:
+    layer = TurboQuantLayer(LayerOptions())
+    layer.update(*torch.randn(2, 1, 2, 5, 32))
+    for heads, dim in ((3, 32), (2, 64)):
+        with pytest.raises(ArgumentError, match="must go on with its own model"):
+            layer.update(*torch.randn(2, 1, heads, 5, dim))
+
+
 def test_reset_and_offload() -> None:
     tokens = make_tokens(150)
     layer = feed(make_layer(), tokens, [])

@@ -65,7 +65,7 @@ class TurboQuantLayer(CacheLayerMixin):
         Raises
         ------
         ArgumentError
-            A batch of another size than before.
+            A batch of another size than before, or other heads.
         VectorError
             Keys or values that are not finite.
         """
@@ -75,6 +75,9 @@ class TurboQuantLayer(CacheLayerMixin):
                 self.lazy_initialization(key_states, value_states)
             if len(key_states) != len(self.sequences):
                 raise ArgumentError(f"the batch must have {len(self.sequences)} rows as before, got {len(key_states)}")
+            known, given = (self.form.heads, self.form.keys.dim), (key_states.shape[1], key_states.shape[3])
+            if given != known:
+                raise ArgumentError(f"a cache must go on with its own model: of {known} heads and width, got {given}")
             new = zip(self.sequences, key_states, value_states, strict=True)
             views = [sequence.append(keys, values) for sequence, keys, values in new]
             if self.reads_codes():

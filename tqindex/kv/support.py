@@ -1,5 +1,6 @@
 """Which models a packed cache can serve: what cannot be is refused when the cache is made."""
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def check_model(config: Any) -> None:
     MissingPackageError
         An older transformers.
     ArgumentError
-        An encoder-decoder, multi-head latent attention, or an attention that keeps its own cache.
+        An encoder-decoder, multi-head latent attention, a model without cache, or an attention with one of its own.
     """
     version = tuple(int(number) for number in re.findall(r"\d+", transformers.__version__)[:2])
     if version < LEAST_TRANSFORMERS:
@@ -36,9 +37,17 @@ def check_model(config: Any) -> None:
             f"config must be of a model that caches keys and values, got {config.model_type!r} with latent attention "
             f"(kv_lora_rank={decoder.kv_lora_rank})"
         )
+    if not _takes_cache(config):
+        raise ArgumentError(f"config must be of a model that takes past_key_values, got {config.model_type!r}")
     attention = getattr(decoder, "_attn_implementation", None) or ""
     if attention.startswith("paged"):
         raise ArgumentError(f"the attention must read this cache, got {attention!r}, which keeps its own")
+
+
+def _takes_cache(config: transformers.PreTrainedConfig) -> bool:
+    """Whether the library's language model of a configuration takes a cache; older ones keep a state of their own."""
+    known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    return type(config) not in known or "past_key_values" in inspect.signature(known[type(config)].forward).parameters
 
 
 def nothing_to_pack(config: Any) -> ArgumentError:
