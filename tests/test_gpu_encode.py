@@ -297,7 +297,7 @@ def test_rows_and_queries_are_refused_as_on_the_cpu(metric: str, centred: bool, 
             expected = refusal(encode_queries, codec, rows, metric, 1000)
         else:
             expected = refusal(as_rows, rows, 64, "queries", 1000)
-        assert refusal(ours.encode_queries, rows, None, 1000) == expected
+        assert refusal(ours.encode_queries, rows, 1000) == expected
     assert len(set(refused) - {None}) >= 5
 
 
