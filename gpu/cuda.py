@@ -27,10 +27,6 @@ def import_cupy() -> Any:
     """
     try:
         cupy = importlib.import_module("cupy")
-    except ModuleNotFoundError as error:
-        if error.name == "cupy":
-            raise DeviceError(f"the GPU needs CuPy, which is not installed: {INSTALL}") from error
-        raise _not_imported(error) from error
     except Exception as error:  # its own start reads files and settings, and may raise anything
         raise _not_imported(error) from error
     if not hasattr(cupy, "RawModule"):
@@ -40,6 +36,8 @@ def import_cupy() -> Any:
 
 
 def _not_imported(error: Exception) -> DeviceError:
+    if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+        return DeviceError(f"the GPU needs CuPy, which is not installed: {INSTALL}")
     is_missing = isinstance(error, ImportError)
     remedy = INSTALL if is_missing else "its settings are the environment's CUPY_* variables, CUPY_CACHE_DIR for one"
     said = " ".join(str(error).split()) or type(error).__name__

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tqindex as tq
-from tqindex.errors import ArgumentError, VectorError
+from tqindex.errors import ArgumentError, DeviceError, VectorError
 from tqindex.gpu.engine import run_on
 from tqindex.gpu.host import HostRuntime
 
@@ -184,7 +184,7 @@ def test_arrays_that_cannot_be_taken_are_refused(fake_cupy: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [TypeError("unsupported"), KeyError("float8"), BufferError("a gradient"), ValueError()]
+    "error", [TypeError("unsupported"), KeyError("float8"), BufferError("a gradient"), RuntimeError("no"), ValueError()]
 )
 def test_what_an_owner_does_not_hand_out_is_refused_by_its_name(error: Exception, fake_cupy: Any) -> None:
     class Refusing:
@@ -204,6 +204,20 @@ def test_what_an_owner_does_not_hand_out_is_refused_by_its_name(error: Exception
         for index, given in ((there, Refusing()), (there, RefusingHost()), (here, RefusingHost())):
             with pytest.raises(VectorError, match=r"queries cannot be taken from Refusing(Host)?: \S+"):
                 index.search(given)
+
+
+def test_a_device_that_fails_is_not_taken_for_a_wrong_array(fake_cupy: Any) -> None:
+    class Failing:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
+
+        def __dlpack__(self, **options: Any) -> Any:
+            raise cupy.cuda.CUDARuntimeError(700)
+
+    with fake_cupy() as cupy:
+        index = tq.Index(DIM, device="gpu")
+        with pytest.raises(DeviceError, match="cudaErrorIllegalAddress"):
+            index.search(Failing())
 
 
 def test_torch_tensors_that_numpy_cannot_take_are_refused_by_name() -> None:

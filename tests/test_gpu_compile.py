@@ -45,8 +45,8 @@ MOST_REGISTERS = {
 MOST_SHARED_BYTES = 48 * 1024
 WITH_DP4A = {"order_queries", "bound_rows", "score_rows", "score_survivors", "score_keys", "weigh_values"}
 WITH_MMA = {"scan_tiles"}
-#: Bytes that codes of 8 bits spill all the same on Blackwell, by kernel and architecture: with more registers for each
-#: thread, a multiprocessor would have one block.
+#: Bytes that codes of 8 bits spill all the same on Blackwell, by kernel and architecture. `scan_tiles` has all of the
+#: registers; for more of them `score_survivors` would give up one of a multiprocessor's two blocks.
 SPILLED_BYTES = {("scan_tiles", 100): 288, ("score_survivors", 120): 8}
 
 

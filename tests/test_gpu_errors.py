@@ -81,10 +81,10 @@ def test_a_cupy_whose_start_fails_is_unusable(error: Exception, monkeypatch: pyt
 
 def test_another_module_of_its_name_is_not_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     other = ModuleType("cupy")
-    other.__path__ = ["/work/cupy"]  # as of a folder that happens to be there
+    other.__path__ = ["/elsewhere/cupy"]  # as of a folder that happens to be there
     monkeypatch.setitem(sys.modules, "cupy", other)
     cuda.open_device.cache_clear()
-    check_unusable("is not CuPy but /work/cupy", "rename that")
+    check_unusable("is not CuPy but /elsewhere/cupy", "rename that")
 
 
 @pytest.mark.parametrize(

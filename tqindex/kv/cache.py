@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from tqindex.codec.codec import Kind
 from tqindex.kv.files import load_cache, save_cache
 from tqindex.kv.layer import TurboQuantLayer
-from tqindex.kv.options import LayerOptions, as_padding, check_per_layer
+from tqindex.kv.options import LayerOptions, check_per_layer
 from tqindex.kv.support import check_model, nothing_to_pack
 
 #: Parts of `TurboQuantCache.memory`, of which the first three are what packed tokens take.
@@ -76,8 +76,7 @@ class TurboQuantCache(Cache):
         seed: int = 0,
     ) -> None:
         check_model(config)
-        padding = None if left_padding is None else as_padding(left_padding)
-        self.options = LayerOptions(key_bits, value_bits, kind, sinks, recent, page, center, padding, seed)
+        self.options = LayerOptions(key_bits, value_bits, kind, sinks, recent, page, center, left_padding, seed)
         decoder = config.get_text_config(decoder=True)
         layers: list[Any] = list(DynamicCache(config=config).layers)
         self.per_layer = check_per_layer(per_layer, len(layers))

@@ -30,7 +30,7 @@ class LayerOptions:
     recent: int = 128
     page: int = 64
     center: bool = True
-    left_padding: tuple[int, ...] | None = None
+    left_padding: Sequence[int] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -46,8 +46,8 @@ class LayerOptions:
             raise ArgumentError(f"page must be a multiple of {PAGE_MULTIPLE}, got {self.page}")
         if not isinstance(self.center, bool):
             raise ArgumentError(f"center must be True or False, got {self.center!r}")
-        for padding in self.left_padding or ():
-            check_integer("left_padding", padding, 0)
+        if self.left_padding is not None:
+            object.__setattr__(self, "left_padding", _as_padding(self.left_padding))
         check_integer("seed", self.seed, 0, 2**63 - 1)
 
     @property
@@ -69,7 +69,7 @@ class LayerOptions:
         return [padding for padding in given for _ in range(batch // len(given))]
 
 
-def as_padding(left_padding: Any) -> tuple[int, ...]:
+def _as_padding(left_padding: Any) -> tuple[int, ...]:
     """Return the columns of padding of each row: of a sequence, an array or a tensor of integers.
 
     Raises

@@ -46,7 +46,7 @@ def check_model(config: Any) -> None:
 
 def _takes_cache(config: transformers.PreTrainedConfig) -> bool:
     """Whether the library's language model of a configuration takes a cache; older ones keep a state of their own."""
-    known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    known: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     return type(config) not in known or "past_key_values" in inspect.signature(known[type(config)].forward).parameters
 
 
